@@ -1,0 +1,1 @@
+"""Data generation and training of world models."""
