@@ -1,0 +1,114 @@
+"""Activation quantizers: static per-tensor grids from statistics, dynamic per-token ones."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Sequence
+
+import jax
+
+from wmq_jax.quant import calibration, paths
+from wmq_jax.quant.grid import canonical_bits
+from wmq_jax.quant.quantizer import Quantizer, per_token_quantizer, static_quantizer
+from wmq_jax.quant.rules import Rule, match_rules
+from wmq_jax.quant.transform import State, Transform
+
+EVERY_SITE = ".*"
+
+
+@dataclasses.dataclass(frozen=True)
+class ActivationSpec:
+    """How the input of a site is quantized.
+
+    Attributes:
+      bits: 2..15 or none (None, 16, 32); may be traced.
+      include_zero: extend ranges to contain 0; False is the released behaviour (see
+        ``static_quantizer`` and ``per_token_quantizer``).
+    """
+
+    bits: int | jax.Array | None
+    include_zero: bool = True
+
+    def __post_init__(self):
+        canonical_bits(self.bits)
+
+
+def static_activations(bits, include_zero: bool = True, rules: Sequence[Rule] = (EVERY_SITE,)) -> Transform:
+    """Per-tensor quantizers on the ranges that calibration saw.
+
+    Args:
+      bits, include_zero: see ``ActivationSpec``.
+      rules: ordered rules over site names ('encoder/blocks_0/attn/qkv'); their settings are the
+        fields of ``ActivationSpec``. Default: every site of the statistics.
+    """
+    default = ActivationSpec(bits, include_zero)
+
+    def chosen(state: State) -> dict[str, tuple[ActivationSpec, Any]]:
+        if state.statistics is None:
+            raise ValueError("static activation quantizers need calibration statistics; got None")
+        seen = calibration.site_statistics(state.statistics)
+        matched = match_rules(rules, seen, default)
+        return {site: (spec, seen[site]) for site, spec in matched.items() if spec is not None}
+
+    def check(state: State, topology: Any = None) -> None:
+        del topology
+        calibration.check_statistics({site: statistic for site, (_, statistic) in chosen(state).items()})
+
+    def apply(state: State, topology: Any = None) -> State:
+        del topology
+        return _with_quantizers(
+            state,
+            {
+                site: static_quantizer(seen.minimum, seen.maximum, spec.bits, include_zero=spec.include_zero)
+                for site, (spec, seen) in chosen(state).items()
+            },
+        )
+
+    return Transform(check, apply)
+
+
+def dynamic_activations(
+    bits, include_zero: bool = True, rules: Sequence[Rule] = (EVERY_SITE,), sites: Sequence[str] | None = None
+) -> Transform:
+    """Per-token quantizers; they need no statistics.
+
+    Args:
+      bits, include_zero: see ``ActivationSpec``. An int32 array of bits makes a stack of
+        quantizers, one for each scanned layer.
+      rules: as in ``static_activations``.
+      sites: the names to choose from; default: the owner of every parameter called 'kernel'.
+    """
+    default = ActivationSpec(bits, include_zero)
+
+    def chosen(state: State) -> dict[str, ActivationSpec]:
+        names = kernel_sites(state.params) if sites is None else sites
+        matched = match_rules(rules, names, default)
+        return {site: spec for site, spec in matched.items() if spec is not None}
+
+    def check(state: State, topology: Any = None) -> None:
+        del topology
+        chosen(state)
+
+    def apply(state: State, topology: Any = None) -> State:
+        del topology
+        return _with_quantizers(
+            state,
+            {
+                site: per_token_quantizer(spec.bits, include_zero=spec.include_zero)
+                for site, spec in chosen(state).items()
+            },
+        )
+
+    return Transform(check, apply)
+
+
+def kernel_sites(params: Any) -> list[str]:
+    """Names of the modules that own a parameter called 'kernel'."""
+    names = (name.rpartition("/") for name in paths.named_leaves(params))
+    return [owner for owner, _, leaf in names if leaf == "kernel"]
+
+
+def _with_quantizers(state: State, quantizers: dict[str, Quantizer]) -> State:
+    """``state`` with these quantizers added; a later transform replaces an earlier one's."""
+    flat = {f"{site}/input".lstrip("/"): quantizer for site, quantizer in quantizers.items()}
+    return state._replace(quant=paths.nest(flat, state.quant))

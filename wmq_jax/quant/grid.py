@@ -1,0 +1,122 @@
+"""Integer grids: which codes a number of bits can write, and rounding onto them.
+
+A bit-width is data. ``bits`` is a Python integer or an int32 array (traced under
+``jit`` and ``vmap``), so one compiled program serves every width. Widths are 2..15;
+``None``, 16 and 32 all mean "leave it in floating point" and become ``NO_BITS``.
+"""
+
+from __future__ import annotations
+
+from typing import Callable, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MIN_BITS = 2
+MAX_BITS = 15
+NO_BITS = 16
+
+# The smallest scale: float32's machine epsilon, so that a constant zero does not divide by zero.
+EPSILON = float(np.finfo(np.float32).eps)
+
+Rounding = Callable[[jax.Array], jax.Array]
+
+
+class Grid(NamedTuple):
+    """An affine integer grid: codes ``qmin..qmax`` stand for ``(code - zero_point) * scale``.
+
+    Every field is a float32 array; shapes broadcast against the values they quantize.
+    """
+
+    scale: jax.Array
+    zero_point: jax.Array
+    qmin: jax.Array
+    qmax: jax.Array
+
+
+def canonical_bits(bits) -> int | jax.Array:
+    """``bits`` as the core uses it: 2..15, or ``NO_BITS`` for None, 16 and 32.
+
+    A tracer passes unchecked (its value is unknown); in it, 16 and above mean none.
+
+    Raises:
+      TypeError: ``bits`` is neither None nor an integer or an integer array.
+      ValueError: a known width is not 2..15, 16 or 32.
+    """
+    if bits is None:
+        return NO_BITS
+    known = isinstance(bits, (int, np.integer, np.ndarray, jax.Array)) and not isinstance(bits, bool)
+    if not known or not jnp.issubdtype(jnp.result_type(bits), jnp.integer):
+        raise TypeError(f"bits must be an integer or None, not {bits!r}")
+    if isinstance(bits, jax.core.Tracer):
+        return bits
+    values = np.asarray(bits)
+    wrong = (values != 32) & ((values < MIN_BITS) | (values > NO_BITS))
+    if wrong.any():
+        raise ValueError(
+            f"bits must be {MIN_BITS}..{MAX_BITS}, or None, 16 or 32 for no quantization; got {values[wrong].flat[0]}"
+        )
+    if values.ndim:
+        return jnp.minimum(jnp.asarray(bits, jnp.int32), NO_BITS)
+    return min(int(values), NO_BITS)
+
+
+def is_quantized(bits) -> jax.Array:
+    """Whether ``bits`` asks for quantization at all (bool, the shape of ``bits``)."""
+    return jnp.less(bits, NO_BITS)
+
+
+def levels(bits) -> jax.Array:
+    """Steps between the smallest and the largest code, ``2**bits - 1``, float32 and exact."""
+    # An integer shift: jnp.exp2 is not exact (8192.004 at 13 bits).
+    shift = jnp.minimum(jnp.asarray(bits, jnp.int32), NO_BITS)
+    return (jnp.left_shift(jnp.int32(1), shift) - 1).astype(jnp.float32)
+
+
+def signed_limits(bits) -> tuple[jax.Array, jax.Array]:
+    """``(-2**(bits-1), 2**(bits-1) - 1)``, float32 and exact."""
+    half = (levels(bits) + 1) / 2
+    return -half, half - 1
+
+
+def unsigned_limits(bits) -> tuple[jax.Array, jax.Array]:
+    """``(0, 2**bits - 1)``, float32 and exact."""
+    top = levels(bits)
+    return jnp.zeros_like(top), top
+
+
+def exact_divide(x: jax.Array, y: jax.Array) -> jax.Array:
+    """``x / y``, correctly rounded, whatever is broadcast.
+
+    XLA rewrites a division by a broadcast value into a multiplication by its reciprocal, which
+    is an ulp off in half of all cases. One ulp moves a value that sits on a rounding boundary (the
+    largest weight of every row does: it is 127.5 steps of an 8-bit grid), and whether the
+    rewrite applies changes between ``jit``, ``vmap`` and eager calls. Behind a select, the divisor
+    is no broadcast any more; NaN in ``x`` still gives NaN.
+    """
+    return x / jnp.where(jnp.isnan(x), x, y)
+
+
+def straight_through_round(x: jax.Array) -> jax.Array:
+    """Round half to even, with the gradient of the identity (Bengio et al., 2013).
+
+    Pass it as ``rounding`` where gradients are wanted; inference uses ``jnp.round``.
+    """
+    return x + jax.lax.stop_gradient(jnp.round(x) - x)
+
+
+def encode(x: jax.Array, grid: Grid, zero_point_first=False, rounding: Rounding = jnp.round) -> jax.Array:
+    """The codes of ``x`` on ``grid``, as floats of integer value.
+
+    ``clip(round(x / s) + z)``, or ``clip(round(x / s + z))`` where ``zero_point_first`` (a bool
+    array, so the order is data too). The two differ only in ties, and only for odd ``z``.
+    """
+    before = jnp.where(zero_point_first, grid.zero_point, 0.0)
+    after = grid.zero_point - before
+    return jnp.clip(rounding(exact_divide(x, grid.scale) + before) + after, grid.qmin, grid.qmax)
+
+
+def decode(codes: jax.Array, grid: Grid) -> jax.Array:
+    """The values that ``codes`` stand for, ``(codes - z) * s``."""
+    return (codes - grid.zero_point) * grid.scale

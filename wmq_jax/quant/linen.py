@@ -1,0 +1,104 @@
+"""Activation quantization and calibration of any Flax Linen model, without editing it.
+
+The input of every Dense, DenseGeneral, Einsum and convolution is intercepted. Its quantizer lives
+in the collection 'quant' at the module's own path, as variable 'input'; statistics live in 'stats'.
+Collections, not names, keep layers apart, so a scanned stack works too: with
+``nn.scan(..., variable_axes={'params': 0, 'quant': 0})`` every layer has its own quantizer.
+
+The context must be entered *inside* the function that is jitted: a function compiled before
+ignores it, and one compiled within it keeps it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, Callable, Iterator
+
+from flax import linen as nn
+
+from wmq_jax.quant.observers import Observer, minmax
+from wmq_jax.quant.quantizer import fake_quant
+
+QUANT = "quant"
+STATS = "stats"
+INPUT = "input"
+INTERCEPTED = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvLocal, nn.ConvTranspose)
+
+
+@contextlib.contextmanager
+def quantize_inputs(**fake_quant_options: Any) -> Iterator[None]:
+    """Within it, every intercepted module with a quantizer gets its input fake-quantized.
+
+    Args:
+      **fake_quant_options: passed on to ``fake_quant`` (``rounding``).
+    """
+
+    def quantize(module: nn.Module, x):
+        if not module.has_variable(QUANT, INPUT):
+            return x
+        return fake_quant(x, module.get_variable(QUANT, INPUT), **fake_quant_options)
+
+    with nn.intercept_methods(_on_input(quantize)):
+        yield
+
+
+@contextlib.contextmanager
+def observe_inputs(observer: Observer) -> Iterator[None]:
+    """Within it, 'stats' gathers the statistics of every intercepted input.
+
+    'stats' must be mutable in the ``apply`` that runs inside; an ``apply`` in which it is not
+    gathers nothing.
+    """
+
+    def record(module: nn.Module, x):
+        if module.is_mutable_collection(STATS):
+            seen = module.get_variable(STATS, INPUT) if module.has_variable(STATS, INPUT) else observer.empty(x)
+            module.put_variable(STATS, INPUT, observer.update(seen, x))
+        return x
+
+    with nn.intercept_methods(_on_input(record)):
+        yield
+
+
+def quantized_apply(model: nn.Module, **fake_quant_options: Any) -> Callable[..., Any]:
+    """``model.apply`` that honours the quantizers in ``variables['quant']``."""
+
+    def apply(variables, *args, **kwargs):
+        with quantize_inputs(**fake_quant_options):
+            return model.apply(variables, *args, **kwargs)
+
+    return apply
+
+
+def observe(model: nn.Module, method: str | None = None, observer: Observer | None = None) -> Callable[..., Any]:
+    """An ``observe`` function for ``calibrate``: one call of ``model`` on one batch.
+
+    Args:
+      model: the model; ``variables`` are those of its ``apply``.
+      method: the method that batches are arguments of (None: ``__call__``).
+      observer: what to keep (default: ``minmax()``).
+    """
+    observer = minmax() if observer is None else observer
+
+    def update(variables, statistics, *batch):
+        if statistics is not None:
+            variables = {**variables, STATS: statistics}
+        with observe_inputs(observer):
+            _, updated = model.apply(variables, *batch, method=method, mutable=[STATS])
+        return updated[STATS]
+
+    return update
+
+
+def _on_input(function: Callable[[nn.Module, Any], Any]) -> Callable[..., Any]:
+    """An interceptor that puts ``function(module, x)`` in place of the input of a call."""
+
+    def intercept(next_function, args, kwargs, context):
+        if isinstance(context.module, INTERCEPTED) and context.method_name == "__call__":
+            if args:
+                args = (function(context.module, args[0]), *args[1:])
+            else:
+                kwargs = {**kwargs, "inputs": function(context.module, kwargs["inputs"])}
+        return next_function(*args, **kwargs)
+
+    return intercept

@@ -1,0 +1,61 @@
+"""Names of the leaves of a pytree: the keys on the way to a leaf, joined by '/'."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import jax
+import numpy as np
+
+PyTree = Any
+
+
+def path_name(path) -> str:
+    """'encoder/blocks_0/attn/qkv/kernel' for a key path of ``jax.tree_util``."""
+    return "/".join(str(_key(entry)) for entry in path)
+
+
+def named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
+    """Name -> leaf, in the order of the tree."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    return {path_name(path): leaf for path, leaf in leaves}
+
+
+def map_named(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
+    """``tree`` with every leaf replaced by ``function(name, leaf)``."""
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path), leaf), tree)
+
+
+def nest(flat: dict[str, Any], base: PyTree = None) -> dict:
+    """Nested dictionaries with ``flat``'s values at its names, over a copy of ``base``."""
+    nested = _copy_dicts(base or {})
+    for name, value in flat.items():
+        *parents, last = name.split("/")
+        node = nested
+        for key in parents:
+            node = node.setdefault(key, {})
+        node[last] = value
+    return nested
+
+
+def check_finite(kind: str, named: dict[str, Any]) -> None:
+    """Checks on the host that no array holds NaN or infinity.
+
+    Raises:
+      ValueError: naming the first array that does, as ``kind`` and its name.
+    """
+    for name, array in named.items():
+        finite = np.isfinite(np.asarray(array, np.float32))
+        if not finite.all():
+            raise ValueError(f"{kind} '{name}' has {(~finite).sum()} NaN or infinite values of {finite.size}")
+
+
+def _copy_dicts(tree: PyTree) -> PyTree:
+    return {key: _copy_dicts(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+
+
+def _key(entry) -> Any:
+    for attribute in ("key", "name", "idx"):
+        if hasattr(entry, attribute):
+            return getattr(entry, attribute)
+    return entry

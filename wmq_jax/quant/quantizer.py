@@ -1,0 +1,161 @@
+"""Activation quantizers: a small pytree of traced arrays, and the function that applies one.
+
+What a quantizer does is chosen by its values, not by its type, so variants that quantize per
+tensor, per token or not at all stack into one table and run in one compiled program.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmq_jax.quant import grid as grids
+
+OFF = 0
+STATIC = 1
+PER_TOKEN = 2
+
+# Bounds that the released per-token quantizer puts on its scale and zero point.
+_RELEASED_SCALE_FLOOR = 1e-5
+_RELEASED_LIMIT = 1e4
+_TINY = float(np.finfo(np.float32).tiny)
+_HUGE = float(np.finfo(np.float32).max)
+
+
+class Quantizer(NamedTuple):
+    """How one site quantizes its input. All fields are arrays of one shape, () unless stacked.
+
+    Attributes:
+      mode: int32; ``OFF``, ``STATIC`` (the scale and zero point below) or ``PER_TOKEN`` (both
+        computed from each token, the last axis of the input).
+      scale: float32, step of the static grid.
+      zero_point: float32 of integer value, code of the static grid that stands for 0.
+      qmin, qmax: float32 of integer value, first and last code.
+      zero_point_first: bool; ``round(x/s + z)`` instead of ``round(x/s) + z``.
+      include_zero: bool, read by ``PER_TOKEN`` only; see ``per_token_quantizer``.
+    """
+
+    mode: jax.Array
+    scale: jax.Array
+    zero_point: jax.Array
+    qmin: jax.Array
+    qmax: jax.Array
+    zero_point_first: jax.Array
+    include_zero: jax.Array
+
+
+def static_quantizer(
+    minimum, maximum, bits, *, include_zero: bool = True, zero_point_first: bool = True
+) -> Quantizer:
+    """A per-tensor quantizer for values seen between ``minimum`` and ``maximum``.
+
+    ``s = max((max - min) / Q, eps)``, ``z = clip(round(-min / s), 0, Q)``, ``Q = 2**bits - 1``.
+
+    Args:
+      minimum, maximum: float arrays of one shape, the observed range; a leading axis makes a
+        stack of quantizers (one for each scanned layer).
+      bits: 2..15 or none; an integer or an int32 array that broadcasts with the range.
+      include_zero: extend the range to contain 0. False keeps it as observed, which is the
+        released behaviour: ``z`` is then clipped for one-sided data, and what lies beyond
+        ``Q * s`` is cut off.
+      zero_point_first: round after adding the zero point, as the released code does.
+    """
+    bits = grids.canonical_bits(bits)
+    low, high = jnp.asarray(minimum, jnp.float32), jnp.asarray(maximum, jnp.float32)
+    if include_zero:
+        low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
+    qmin, qmax = grids.unsigned_limits(bits)
+    scale = jnp.maximum(grids.exact_divide(high - low, qmax), grids.EPSILON)
+    zero_point = jnp.clip(-jnp.round(grids.exact_divide(low, scale)), qmin, qmax)
+    mode = jnp.where(grids.is_quantized(bits), STATIC, OFF)
+    return _broadcast_fields(mode, scale, zero_point, qmin, qmax, zero_point_first, include_zero)
+
+
+def per_token_quantizer(bits, *, include_zero: bool = True, zero_point_first: bool = False) -> Quantizer:
+    """A dynamic quantizer: every token (last axis) gets the grid of its own range.
+
+    No token ever sees another one, so no element of a batch influences another's result.
+
+    Args:
+      bits: 2..15 or none; an integer, or an int32 array for a stack of quantizers.
+      include_zero: extend each token's range to contain 0; a constant token then comes back
+        as itself. False is the released behaviour: the range as observed, the scale clipped to
+        [1e-5, 1e4] and the zero point to +-1e4 (not to the codes), by which a constant beyond
+        +-0.1 comes back as about +-0.1.
+      zero_point_first: round after adding the zero point; the released code rounds before.
+    """
+    bits = grids.canonical_bits(bits)
+    qmin, qmax = grids.unsigned_limits(bits)
+    mode = jnp.where(grids.is_quantized(bits), PER_TOKEN, OFF)
+    return _broadcast_fields(mode, jnp.ones_like(qmax), qmin, qmin, qmax, zero_point_first, include_zero)
+
+
+def no_quantizer() -> Quantizer:
+    """A quantizer that returns its input bit for bit."""
+    return per_token_quantizer(None)
+
+
+def fake_quant(x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding = jnp.round) -> jax.Array:
+    """``x`` quantized and expanded again.
+
+    Args:
+      x: (..., C) floating-point array; its shape and dtype are kept (the arithmetic is float32).
+      quantizer: scalar fields, or fields that broadcast against ``x`` in ``STATIC`` mode.
+      rounding: ``straight_through_round`` where gradients are wanted.
+
+    Raises:
+      TypeError: ``x`` is not a floating-point array.
+    """
+    x = jnp.asarray(x)
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"fake_quant takes a floating-point array, not {x.dtype}")
+
+    def apply(grid: grids.Grid) -> jax.Array:
+        codes = grids.encode(_widen(x), grid, quantizer.zero_point_first, rounding)
+        return grids.decode(codes, grid).astype(x.dtype)
+
+    def static() -> jax.Array:
+        return apply(grids.Grid(quantizer.scale, quantizer.zero_point, quantizer.qmin, quantizer.qmax))
+
+    def per_token() -> jax.Array:
+        return apply(_token_grid(_widen(x), quantizer))
+
+    # A switch stays a real branch under lax.map and equals the chosen branch bit for bit, which
+    # a chain of selects inside one fused expression does not.
+    return jax.lax.switch(quantizer.mode, (lambda: x, static, per_token))
+
+
+def _token_grid(x: jax.Array, quantizer: Quantizer) -> grids.Grid:
+    """The grid of each token of ``x`` (..., C): fields of shape (..., 1)."""
+    low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
+    sound = quantizer.include_zero
+    low = jnp.where(sound, jnp.minimum(low, 0.0), low)
+    high = jnp.where(sound, jnp.maximum(high, 0.0), high)
+    steps = quantizer.qmax - quantizer.qmin
+    floor = jnp.where(sound, _TINY, _RELEASED_SCALE_FLOOR)
+    scale = jnp.clip(grids.exact_divide(high - low, steps), floor, jnp.where(sound, _HUGE, _RELEASED_LIMIT))
+    limit = jnp.where(sound, steps, _RELEASED_LIMIT)
+    zero_point = jnp.round(jnp.clip(grids.exact_divide(-low, scale), -limit, limit))
+    return grids.Grid(scale, zero_point, quantizer.qmin, quantizer.qmax)
+
+
+def _widen(x: jax.Array) -> jax.Array:
+    """``x`` in at least float32: half-precision steps would be as coarse as the grid itself."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def _broadcast_fields(mode, scale, zero_point, qmin, qmax, zero_point_first, include_zero) -> Quantizer:
+    """A quantizer whose fields all have their common shape, so that they stack and scan."""
+    fields = (
+        mode.astype(jnp.int32),
+        scale,
+        zero_point,
+        qmin,
+        qmax,
+        jnp.asarray(zero_point_first, bool),
+        jnp.asarray(include_zero, bool),
+    )
+    return Quantizer(*jnp.broadcast_arrays(*fields))

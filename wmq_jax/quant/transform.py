@@ -1,0 +1,78 @@
+"""Quantization transforms: pure functions over a tree of parameters, composed like optax.
+
+    transform = chain(rtn(bits=4, group_size=128), dynamic_activations(bits=8))
+    variables = quantize(transform, params)
+
+A transform reads and replaces a ``State``. ``check`` looks at concrete values on the host
+and raises; ``apply`` is pure and runs under ``jit``, ``vmap`` and ``shard_map`` (over traced bits,
+for example).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Callable, NamedTuple
+
+PyTree = Any
+
+
+class State(NamedTuple):
+    """What transforms pass on.
+
+    Attributes:
+      params: float parameters, any pytree; quantized ones are expanded to floats again.
+      quant: activation quantizers, nested dictionaries, site path -> ``{'input': Quantizer}``.
+      statistics: what calibration saw (see ``calibrate``), or None. A transform that changes
+        what reaches a site changes its statistics too.
+    """
+
+    params: PyTree
+    quant: PyTree
+    statistics: PyTree | None
+
+
+class Transform(NamedTuple):
+    """One quantization step.
+
+    Attributes:
+      check: ``(state, topology) -> None``; raises ValueError naming the site for input that
+        cannot be quantized: a rule without a match, NaN or infinity, missing statistics.
+      apply: ``(state, topology) -> state``, pure.
+
+    ``topology`` is whatever description of the model's structure a method asks for (None for
+    methods that look at one site at a time).
+    """
+
+    check: Callable[[State, Any], None]
+    apply: Callable[[State, Any], State]
+
+
+def chain(*transforms: Transform) -> Transform:
+    """The transforms one after the other; no transforms at all is the identity."""
+
+    def check(state: State, topology: Any = None) -> None:
+        for transform in transforms:
+            transform.check(state, topology)
+
+    def apply(state: State, topology: Any = None) -> State:
+        for transform in transforms:
+            state = transform.apply(state, topology)
+        return state
+
+    return Transform(check, apply)
+
+
+def quantize(
+    transform: Transform, params: PyTree, statistics: PyTree | None = None, topology: Any = None
+) -> dict[str, PyTree]:
+    """Checks the input, then applies ``transform``: ``{'params': ..., 'quant': ...}``.
+
+    The result has the structure of Linen variables: quantized parameters as ordinary floats, and
+    the activation quantizers that ``linen.quantize_inputs`` applies.
+
+    Raises:
+      ValueError: as ``Transform.check``.
+    """
+    state = State(params, {}, statistics)
+    transform.check(state, topology)
+    state = transform.apply(state, topology)
+    return {"params": state.params, "quant": state.quant}

@@ -1,0 +1,135 @@
+"""Weight quantization: how a kernel is cut into groups, and round-to-nearest on each group.
+
+A kernel has input axes and output axes (Linen: the last axis is the output). It is viewed
+as a matrix (output, input), and every row, or every run of ``group_size`` values, has a grid of
+its own.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+
+from wmq_jax.quant import grid as grids
+
+LAYOUTS = ("padded", "flat")
+
+# groups (R, n, g), bits -> a grid whose fields broadcast against the groups.
+GridFn = Callable[[jax.Array, jax.Array], grids.Grid]
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightSpec:
+    """How a kernel is quantized.
+
+    Attributes:
+      bits: 2..15 or none (None, 16, 32); may be a traced int32 scalar.
+      group_size: values of the input axis that share a scale; None: the whole row.
+      layout: 'padded': groups run inside a row, its last one filled up with zeros when
+        ``group_size`` does not divide the row. 'flat': the released grouping, which cuts the
+        flattened (output, input) matrix, so that groups straddle rows.
+      output_axes: axes of the kernel that are outputs; the others are flattened into the
+        input. (-2, -1) suits a DenseGeneral with two feature axes, (0, -1) a stack of scanned
+        layers.
+    """
+
+    bits: int | jax.Array | None
+    group_size: int | None = None
+    layout: str = "padded"
+    output_axes: tuple[int, ...] = (-1,)
+
+    def __post_init__(self):
+        grids.canonical_bits(self.bits)
+        size = self.group_size
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+            raise ValueError(f"group_size must be a positive integer or None, not {size!r}")
+        if self.layout not in LAYOUTS:
+            raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, not {self.layout!r}")
+
+
+def group_shape(shape: tuple[int, ...], spec: WeightSpec) -> tuple[int, int, int]:
+    """(R, n, g) of a kernel of ``shape``: R rows of n groups of g values.
+
+    R is the number of outputs, except that 'flat' has one group a row.
+
+    Raises:
+      ValueError: ``output_axes`` leave no input axis, or a 'flat' group size does not divide
+        the number of weights.
+    """
+    outputs, inputs = _split_axes(len(shape), spec)
+    rows, width = (math.prod(shape[axis] for axis in axes) for axes in (outputs, inputs))
+    size = spec.group_size
+    if size is None:
+        return rows, 1, width
+    if spec.layout == "padded":
+        return rows, -(-width // size), size
+    if rows * width % size:
+        raise ValueError(
+            f"the flat layout needs a group_size that divides the {rows * width} weights of a kernel of shape "
+            f"{shape}; {size} does not (layout='padded' takes any)"
+        )
+    return rows * width // size, 1, size
+
+
+def to_groups(kernel: jax.Array, spec: WeightSpec) -> jax.Array:
+    """``kernel`` cut into groups, (R, n, g); raises as ``group_shape``."""
+    grouped = group_shape(kernel.shape, spec)
+    outputs, inputs = _split_axes(kernel.ndim, spec)
+    rows = math.prod(kernel.shape[axis] for axis in outputs)
+    matrix = kernel.transpose(*outputs, *inputs).reshape(rows, -1)
+    padding = math.prod(grouped) // rows - matrix.shape[1]
+    return jnp.pad(matrix, ((0, 0), (0, padding))).reshape(grouped)
+
+
+def from_groups(groups: jax.Array, shape: tuple[int, ...], spec: WeightSpec) -> jax.Array:
+    """The kernel of ``shape`` whose groups are ``groups``: the inverse of ``to_groups``."""
+    outputs, inputs = _split_axes(len(shape), spec)
+    rows, width = (math.prod(shape[axis] for axis in axes) for axes in (outputs, inputs))
+    matrix = groups.reshape(rows, -1)[:, :width]
+    order = (*outputs, *inputs)
+    return matrix.reshape([shape[axis] for axis in order]).transpose([order.index(axis) for axis in range(len(shape))])
+
+
+def absmax_grid(groups: jax.Array, bits) -> grids.Grid:
+    """The symmetric grid of the largest magnitude: ``s = max(max|w| / ((2**bits - 1) / 2), eps)``.
+
+    The divisor is half of the whole range (127.5 at 8 bits), so the largest positive weight
+    rounds to 128 and is clipped to 127 while the largest negative one is kept.
+    """
+    qmin, qmax = grids.signed_limits(bits)
+    absmax = jnp.abs(groups).max(-1, keepdims=True)
+    scale = jnp.maximum(grids.exact_divide(absmax, grids.levels(bits) / 2), grids.EPSILON)
+    return grids.Grid(scale, jnp.zeros_like(scale), qmin, qmax)
+
+
+def fake_quant_weight(
+    kernel: jax.Array, spec: WeightSpec, grid_fn: GridFn = absmax_grid, rounding: grids.Rounding = jnp.round
+) -> jax.Array:
+    """``kernel`` rounded to the grids of its groups and expanded again; shape and dtype are kept."""
+    bits = grids.canonical_bits(spec.bits)
+    if isinstance(bits, int) and bits == grids.NO_BITS:
+        return kernel
+    # The spec holds the static settings of the compiled function, bits is its data.
+    return _fake_quant(kernel, bits, dataclasses.replace(spec, bits=None), grid_fn, rounding)
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "grid_fn", "rounding"))
+def _fake_quant(kernel, bits, spec, grid_fn, rounding):
+    groups = to_groups(kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), spec)
+    grid = grid_fn(groups, bits)
+    quantized = grids.decode(grids.encode(groups, grid, rounding=rounding), grid)
+    quantized = from_groups(quantized, kernel.shape, spec).astype(kernel.dtype)
+    return jnp.where(grids.is_quantized(bits), quantized, kernel)
+
+
+def _split_axes(ndim: int, spec: WeightSpec) -> tuple[list[int], list[int]]:
+    """Output and input axes of a kernel of ``ndim`` axes."""
+    outputs = [axis % ndim for axis in spec.output_axes if -ndim <= axis < ndim]
+    if len(set(outputs)) != len(spec.output_axes) or not 0 < len(outputs) < ndim:
+        raise ValueError(f"output_axes {spec.output_axes} do not leave an input axis in a kernel of {ndim} axes")
+    return outputs, [axis for axis in range(ndim) if axis not in outputs]
