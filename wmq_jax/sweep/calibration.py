@@ -1,0 +1,84 @@
+"""Closed-loop calibration: activation statistics of the rollouts that a full-precision planner asks for.
+
+The planner is run on calibration episodes by the engine that will run the sweep (nothing is compiled for it), the futures it
+considered are sampled again from its recorded proposals, and the plain rollout of each is observed: no reuse and no pruning,
+since calibration decides what the quantizers see.
+Source: the protocol of arXiv 2602.02110.
+"""
+
+from typing import Any, Iterator, Mapping
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmq_jax.models import WorldModel, normalize_image
+from wmq_jax.planning import IterationRecord, Problem, episode_key, sample_plans, step_noise
+from wmq_jax.quant.calibration import calibrate
+from wmq_jax.quant.linen import observe
+from wmq_jax.sweep.cells import Cell
+from wmq_jax.sweep.engine import Engine
+from wmq_jax.sweep.manifest import Manifest
+from wmq_jax.sweep.scheduler import run_cells
+
+
+def considered_plans(
+    problem: Problem, record: IterationRecord, key: chex.PRNGKey, iteration: chex.Numeric, samples: int
+) -> chex.Array:
+    """Plans (T * samples, H, A) that an MPC iteration considered: the first ``samples`` of each of its T steps."""
+    noise = step_noise(problem, key, iteration)
+    steps = jnp.arange(record.proposals.mean.shape[0])
+    plans = jax.vmap(lambda t, mean, std: sample_plans(mean, std, noise(t))[:samples])(steps, *record.proposals)
+    return plans.reshape(-1, *plans.shape[2:])
+
+
+def planner_rollouts(
+    engine: Engine, table: Any, manifest: Manifest, seed: int, limits: Mapping[str, int]
+) -> Iterator[tuple[chex.Array, chex.Array, chex.Array]]:
+    """What the full-precision planner imagined on calibration episodes.
+
+    Args:
+      engine: the compiled engine.
+      table: its table with full precision in row 0.
+      manifest: calibration episodes.
+      seed: the planner's seed.
+      limits: ``episodes``, MPC ``iterations`` and ``samples`` per optimisation step to look at.
+
+    Yields:
+      Arguments of ``WorldModel.rollout`` for one MPC iteration of one episode, B plans: images (B, 1, h, w, 3) in -1..1,
+      normalised proprioception (B, 1, p), normalised actions (B, H, A).
+    """
+    problem = engine.problem
+
+    @jax.jit
+    def batch(env_state, record, name, iteration):
+        plans = considered_plans(problem, record, episode_key(seed, name), iteration, limits["samples"])
+        observation = problem.env.observe(env_state)
+        visual = normalize_image(observation.visual)
+        proprio = problem.normalizer.normalize_proprio(observation.proprio)
+        repeat = lambda x: jnp.broadcast_to(x, (plans.shape[0], 1, *x.shape))
+        return repeat(visual), repeat(proprio), plans
+
+    engine = engine.with_data(table, manifest)
+    cells = [Cell(0, seed, problem.config.horizon, n) for n in range(limits["episodes"])]
+    finished = {done.cell.episode: done.records for call in run_cells(engine, cells) for done in call.finished}
+    for episode in sorted(finished):
+        env_state = problem.env.reset(manifest.init[episode].astype(np.float32))
+        for iteration, record in enumerate(finished[episode][: limits["iterations"]]):
+            yield batch(env_state, record, manifest.seeds[episode].astype(np.int32), np.int32(iteration))
+            env_state = record.env_state
+
+
+def closed_loop_statistics(
+    engine: Engine,
+    table: Any,
+    model: WorldModel,
+    params: Any,
+    manifest: Manifest,
+    seed: int,
+    limits: Mapping[str, int],
+) -> Any:
+    """Statistics of every site over :func:`planner_rollouts`, as :func:`wmq_jax.quant.calibration.calibrate` returns them."""
+    batches = planner_rollouts(engine, table, manifest, seed, limits)
+    return calibrate(observe(model, method="rollout"), {"params": params}, batches)

@@ -1,0 +1,37 @@
+"""Devices: how many, in which mesh, and which settings make rows independent of their number."""
+
+import os
+
+import jax
+import numpy as np
+
+# One ulp flips a rounding and a rounding flips an elite, so a sum must not be split differently when more threads are free.
+DETERMINISTIC_CPU_FLAG = "--xla_cpu_multi_thread_eigen=false"
+CELLS = "cells"
+
+
+def configure_cpu(devices: int = 0) -> None:
+    """Makes this process's CPU count as ``devices`` JAX devices (0: one per core) with deterministic kernels.
+
+    It must run before JAX is first used; afterwards JAX refuses to change the number of devices. Flags that the caller has
+    set in ``XLA_FLAGS`` are kept. On a GPU or TPU only the host's own computations are affected.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_cpu_multi_thread_eigen" not in flags:
+        os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC_CPU_FLAG}".strip()
+    jax.config.update("jax_num_cpu_devices", devices or len(os.sched_getaffinity(0)))
+
+
+def cell_mesh(devices: int = 0) -> jax.sharding.Mesh:
+    """A one-dimensional mesh over this process's devices (0: all of them), along which cells are spread.
+
+    Processes of a pod take different cells and never talk to each other while planning, so the mesh is local.
+
+    Raises:
+      ValueError: there are fewer devices.
+    """
+    local = jax.local_devices()
+    if not 0 <= devices <= len(local):
+        raise ValueError(f"engine devices must be 0..{len(local)} (what this process has), not {devices}")
+    chosen = np.array(local[: devices or len(local)])
+    return jax.sharding.Mesh(chosen, (CELLS,), axis_types=(jax.sharding.AxisType.Auto,))

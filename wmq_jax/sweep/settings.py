@@ -1,0 +1,147 @@
+"""Settings of a sweep: a resolved config, checked before anything is loaded or compiled."""
+
+import dataclasses
+from typing import Any, Mapping
+
+from wmq_jax.envs import make_env
+from wmq_jax.planning import CEMConfig, GDConfig, MPCConfig, Objective, make_objective
+from wmq_jax.quantized import VariantSpec, parse_variant
+
+OPTIMIZERS = ("cem", "gd")
+
+
+@dataclasses.dataclass(frozen=True)
+class SweepSettings:
+    """A checked configuration.
+
+    Attributes:
+      name: of the configuration; names the default results folder.
+      checkpoint: ``'bundled'`` or the folder of a checkpoint.
+      env: name and options of the environment.
+      variants: what is compared; full precision first.
+      mpc: planner, longest horizon, iterations.
+      objective: what plans minimise.
+      horizons: horizons compared, in model actions.
+      seeds: the planner's seeds.
+      episodes, base_seed: size and base seed of the evaluation manifest.
+      calibration: episodes, iterations and samples per optimisation step that calibration looks at; same base seed.
+      tile, tiles_per_call, devices: layout on devices; 0 chooses.
+      references: whether the true simulator and random actions are run beside the model.
+      noise_floor_tile: a second tile size at which all cells are computed again; 0 does not.
+      pictures: how many variants get pictures.
+    """
+
+    name: str
+    checkpoint: str
+    env: Mapping[str, Any]
+    variants: tuple[VariantSpec, ...]
+    mpc: MPCConfig
+    objective: Objective
+    horizons: tuple[int, ...]
+    seeds: tuple[int, ...]
+    episodes: int
+    base_seed: int
+    calibration: Mapping[str, int]
+    tile: int
+    tiles_per_call: int
+    devices: int
+    references: bool
+    noise_floor_tile: int
+    pictures: int
+
+
+def _positive(where: str, value: int, least: int = 1) -> int:
+    if value < least:
+        raise ValueError(f"{where} must be {least} or more, not {value}")
+    return value
+
+
+def parse_integers(where: str, text: str | int) -> tuple[int, ...]:
+    """``'3 5'`` (or ``5``) as (3, 5).
+
+    Raises:
+      ValueError: something is not a whole number, is negative, or stands twice; ``where`` names the setting.
+    """
+    words = str(text).replace(",", " ").split()
+    if not words or not all(word.isdigit() for word in words):
+        raise ValueError(f"{where} must be whole numbers separated by spaces, not {text!r}")
+    values = tuple(int(word) for word in words)
+    if len(set(values)) != len(values):
+        raise ValueError(f"{where} names a number twice: {text!r}")
+    return values
+
+
+def _planner(config: Mapping[str, Any]) -> CEMConfig | GDConfig:
+    if config["optimizer"] not in OPTIMIZERS:
+        raise ValueError(
+            f"planner.optimizer {config['optimizer']!r} is not one of {', '.join(OPTIMIZERS)}"
+        )
+    if config["optimizer"] == "gd":
+        return GDConfig(
+            steps=config["steps"], learning_rate=config["learning_rate"], step_noise=config["step_noise"]
+        )
+    return CEMConfig(
+        samples=config["samples"],
+        elites=config["elites"],
+        steps=config["steps"],
+        init_std=config["init_std"],
+        check_every=config["check_every"],
+    )
+
+
+def parse_variants(text: str) -> tuple[VariantSpec, ...]:
+    """Variants separated by white space; full precision comes first, and is added where it is missing.
+
+    Raises:
+      ValueError: a variant cannot be read, or two have the same name.
+    """
+    specs = [parse_variant(word) for word in text.split()]
+    full = parse_variant("fp")
+    specs = [full, *(spec for spec in specs if spec != full)]
+    names = [spec.name for spec in specs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"variants names {', '.join(twice)} twice")
+    return tuple(specs)
+
+
+def check_settings(config: Mapping[str, Any]) -> SweepSettings:
+    """Turns a resolved config (``configs/wall.py`` lists the fields) into settings.
+
+    Raises:
+      ValueError: a value is not accepted; the message names it and what is.
+    """
+    planner, episodes, engine = config["planner"], config["episodes"], config["engine"]
+    horizons = parse_integers("planner.horizons", planner["horizons"])
+    _positive("planner.horizons", min(horizons))
+    options = dict(config["env"])
+    make_env(**options)
+    calibration = dict(config["calibration"])
+    for key, value in calibration.items():
+        _positive(f"calibration.{key}", value)
+    for key in ("tile", "devices", "noise_floor_tile"):
+        _positive(f"engine.{key}", engine[key], 0)
+    return SweepSettings(
+        name=config["name"],
+        checkpoint=config["checkpoint"],
+        env=options,
+        variants=parse_variants(config["variants"]),
+        mpc=MPCConfig(
+            planner=_planner(planner),
+            horizon=max(horizons),
+            iterations=planner["iterations"],
+            executed=planner["executed"],
+        ),
+        objective=make_objective(planner["objective"], planner["alpha"], planner["base"]),
+        horizons=horizons,
+        seeds=parse_integers("planner.seeds", planner["seeds"]),
+        episodes=_positive("episodes.count", episodes["count"]),
+        base_seed=episodes["base_seed"],
+        calibration=calibration,
+        tile=engine["tile"],
+        tiles_per_call=_positive("engine.tiles_per_call", engine["tiles_per_call"]),
+        devices=engine["devices"],
+        references=config["references"],
+        noise_floor_tile=engine["noise_floor_tile"],
+        pictures=_positive("pictures", config["pictures"], 0),
+    )

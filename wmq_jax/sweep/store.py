@@ -1,0 +1,108 @@
+"""The results folder: rows survive a kill at any moment, and identical runs leave identical files.
+
+While a sweep runs, finished rows are appended to ``journal/<table>-<process>.jsonl`` and flushed to the disk one by one. A line that a
+kill has torn is not a row, so its cell is computed again. When every cell is there, the rows are written in canonical order to
+``<table>.jsonl``, atomically. Times go to ``timing.jsonl``.
+"""
+
+import contextlib
+import fcntl
+import json
+import os
+from pathlib import Path
+from typing import Any, Iterator, Sequence
+
+from wmq_jax.io import append_line, write_json, write_text
+from wmq_jax.sweep.rows import from_line, row_key, to_line
+
+CONFIG = "config.json"
+
+
+class ResultsFolder:
+    """One folder of results; created where it is missing.
+
+    Args:
+      path: the folder.
+      process: number of this process, if several share the folder; each appends to files of its own.
+
+    Raises:
+      ValueError: the folder cannot be created or written.
+    """
+
+    def __init__(self, path: str | os.PathLike, process: int = 0):
+        self.path = Path(path)
+        self.process = process
+        try:
+            (self.path / "journal").mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(f"workdir {self.path} cannot be created: {error.strerror}") from None
+        if not os.access(self.path / "journal", os.W_OK):
+            raise ValueError(f"workdir {self.path} is not writable")
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second run of the same process number out of the folder.
+
+        Raises:
+          ValueError: another run holds it.
+        """
+        with open(self.path / "journal" / f".lock-{self.process}", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"workdir {self.path} is in use by another run") from None
+            yield
+
+    def adopt_config(self, config: dict[str, Any], must_match: Sequence[str]) -> None:
+        """Writes ``config.json``, or checks that the one there agrees.
+
+        Args:
+          config: the resolved configuration with provenance.
+          must_match: its keys that decide what the rows mean.
+
+        Raises:
+          ValueError: the folder holds results of another configuration; the first difference is named.
+        """
+        path = self.path / CONFIG
+        if not path.exists():
+            write_json(path, config)
+            return
+        try:
+            old = json.loads(path.read_text())
+        except (json.JSONDecodeError, UnicodeDecodeError):
+            raise ValueError(f"{path} is damaged; remove the folder or choose another --workdir") from None
+        for key in must_match:
+            for name, before, now in _differences(key, old.get(key), json.loads(json.dumps(config[key]))):
+                raise ValueError(
+                    f"workdir {self.path} holds results of another config: {name} is {before!r} there and {now!r} now; "
+                    "choose another --workdir"
+                )
+
+    def append(self, table: str, row: dict[str, Any]) -> None:
+        """Appends a finished row to the journal, durably."""
+        append_line(self.path / "journal" / f"{table}-{self.process}.jsonl", to_line(row))
+
+    def load(self, table: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+        """All whole rows of a table so far, of all processes, by :func:`row_key`."""
+        files = sorted((self.path / "journal").glob(f"{table}-*.jsonl"))
+        lines = (line for file in files for line in file.read_text(errors="replace").splitlines())
+        rows = (from_line(line) for line in lines)
+        return {row_key(row): row for row in rows if row is not None}
+
+    def finish(self, table: str, order: Sequence[tuple[Any, ...]]) -> None:
+        """Writes ``<table>.jsonl`` in the given order of row keys; every row must be there."""
+        rows = self.load(table)
+        write_text(self.path / f"{table}.jsonl", "".join(to_line(rows[key]) + "\n" for key in order))
+
+    def time(self, **entry: Any) -> None:
+        """Appends to ``timing.jsonl``."""
+        append_line(self.path / "timing.jsonl", json.dumps({"process": self.process, **entry}))
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Leaves at which two JSON values differ, with their dotted names."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(f"{name}.{key}", old.get(key), new.get(key))
+    elif old != new:
+        yield name, old, new

@@ -1,0 +1,109 @@
+"""What the report draws: for chosen cells, the real frames, the imagined ones, start, goal and path."""
+
+import io
+from typing import Any, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmq_jax.io import write_bytes, write_json
+from wmq_jax.models import WorldModelConfig, imagine
+from wmq_jax.planning import Problem, execute, num_executed
+from wmq_jax.sweep.cells import Cell
+from wmq_jax.sweep.engine import Engine
+from wmq_jax.sweep.scheduler import run_cells
+from wmq_jax.sweep.store import ResultsFolder
+
+
+def chosen_variants(success: Mapping[str, float], full: str, count: int) -> list[str]:
+    """Full precision and, of the others ordered by success, evenly spread ones from best to worst."""
+    others = sorted((name for name in success if name != full), key=lambda name: -success[name])
+    picks = np.unique(np.linspace(0, len(others) - 1, max(0, min(count - 1, len(others)))).round().astype(int))
+    return ([full] if count else []) + [others[i] for i in picks]
+
+
+def chosen_rows(rows: Sequence[Mapping[str, Any]], variants: Sequence[str]) -> list[tuple[str, Mapping[str, Any]]]:
+    """The first success and the first failure of each variant, as (outcome, row)."""
+    picks = []
+    for variant in variants:
+        for outcome, wanted in (("success", True), ("failure", False)):
+            row = next((r for r in rows if r["variant"] == variant and r["success"][-1] == wanted), None)
+            if row is not None:
+                picks.append((outcome, row))
+    return picks
+
+
+def to_pixels(images: jax.Array) -> jax.Array:
+    """Decoded images in -1..1 as uint8."""
+    return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def _iteration_frames(problem: Problem, config: WorldModelConfig, apply, variables, env_state, actions, horizon):
+    """Frames of one executed plan: real (H, h, w, 3) and imagined (H, h', w', 3), uint8; entries past the horizon are unused."""
+    observation = problem.env.observe(env_state)
+    latent = problem.model.encode(variables, observation)
+    frames = imagine(apply, config, variables, latent, actions[None], None, "all")
+    decoded, _ = apply(variables, frames.visual[:, 1:], method="decode")
+    seen = lambda count: problem.env.observe(execute(problem, env_state, actions, count)[0]).visual
+    real = jax.vmap(seen)(jnp.minimum(jnp.arange(1, actions.shape[0] + 1), horizon))
+    return real.astype(jnp.uint8), to_pixels(decoded[0])
+
+
+def save_traces(
+    folder: ResultsFolder,
+    engine: Engine,
+    apply: Any,
+    config: WorldModelConfig,
+    names: Sequence[str],
+    rows: Sequence[Mapping[str, Any]],
+    manifest: Any,
+    count: int,
+) -> None:
+    """Plans the chosen cells again (rows are reproducible) and saves ``traces.npz`` with ``traces.json``.
+
+    Args:
+      folder: the results.
+      engine: compiled, with the sweep's table and episodes.
+      apply: the model's quantized apply; the model must have a decoder.
+      config: the model's configuration.
+      names: of the variants, in the table's order.
+      rows: the finished rows.
+      manifest: the episodes.
+      count: how many variants are drawn.
+    """
+    problem = engine.problem
+    success = {n: np.mean([r["success"][-1] for r in rows if r["variant"] == n]) for n in names}
+    picks = chosen_rows(rows, chosen_variants(success, names[0], count))
+    cells = {
+        Cell(names.index(row["variant"]), row["seed"], row["horizon"], row["episode"]): outcome
+        for outcome, row in picks
+    }
+    frames = jax.jit(lambda *args: _iteration_frames(problem, config, apply, *args))
+    picture = jax.jit(lambda state: problem.env.observe(problem.env.reset(state)).visual.astype(jnp.uint8))
+    index, arrays = [], {}
+    finished = {done.cell: done.records for call in run_cells(engine, list(cells)) for done in call.finished}
+    for cell, outcome in cells.items():
+        key = f"{names[cell.variant]}/{outcome}"
+        variables = jax.tree.map(lambda x: x[cell.variant], engine.table)
+        executed = int(num_executed(problem.config, cell.horizon))
+        init, goal = (manifest.init[cell.episode], manifest.goal[cell.episode])
+        env_state = problem.env.reset(init.astype(np.float32))
+        real, imagined, path = [], [], [init[:2]]
+        for record in finished[cell]:
+            seen, decoded = frames(variables, env_state, record.actions, np.int32(cell.horizon))
+            real.append(np.asarray(seen[:executed]))
+            imagined.append(np.asarray(decoded[:executed]))
+            path += [place[:2] for place in record.path[:executed]]
+            env_state = record.env_state
+        arrays[f"{key}/real"], arrays[f"{key}/imagined"] = np.concatenate(real), np.concatenate(imagined)
+        arrays[f"{key}/path"] = np.stack(path).astype(np.float32)
+        arrays[f"{key}/start"] = np.asarray(picture(init.astype(np.float32)))
+        arrays[f"{key}/goal"] = np.asarray(picture(goal.astype(np.float32)))
+        index.append(
+            {"variant": names[cell.variant], "episode": cell.episode, "outcome": outcome, "key": key}
+        )
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(folder.path / "traces.npz", buffer.getvalue())
+    write_json(folder.path / "traces.json", index)
