@@ -15,8 +15,7 @@ import numpy as np
 
 from wmq_jax.models import WorldModel, normalize_image
 from wmq_jax.planning import IterationRecord, Problem, episode_key, sample_plans, step_noise
-from wmq_jax.quant.calibration import calibrate
-from wmq_jax.quant.linen import observe
+from wmq_jax.quantized import calibrate
 from wmq_jax.sweep.cells import Cell
 from wmq_jax.sweep.engine import Engine
 from wmq_jax.sweep.manifest import Manifest
@@ -79,6 +78,5 @@ def closed_loop_statistics(
     seed: int,
     limits: Mapping[str, int],
 ) -> Any:
-    """Statistics of every site over :func:`planner_rollouts`, as :func:`wmq_jax.quant.calibration.calibrate` returns them."""
-    batches = planner_rollouts(engine, table, manifest, seed, limits)
-    return calibrate(observe(model, method="rollout"), {"params": params}, batches)
+    """Statistics of every site over :func:`planner_rollouts`, as :func:`wmq_jax.quantized.calibrate` returns them."""
+    return calibrate(model, {"params": params}, planner_rollouts(engine, table, manifest, seed, limits))

@@ -10,16 +10,27 @@ DETERMINISTIC_CPU_FLAG = "--xla_cpu_multi_thread_eigen=false"
 CELLS = "cells"
 
 
-def configure_cpu(devices: int = 0) -> None:
-    """Makes this process's CPU count as ``devices`` JAX devices (0: one per core) with deterministic kernels.
+def configure(devices: int = 0, distributed: bool = False) -> None:
+    """Settings of this process that must precede the first use of JAX.
 
-    It must run before JAX is first used; afterwards JAX refuses to change the number of devices. Flags that the caller has
-    set in ``XLA_FLAGS`` are kept. On a GPU or TPU only the host's own computations are affected.
+    The CPU counts as ``devices`` JAX devices (0: one per core) with deterministic kernels; flags that the caller has set in
+    ``XLA_FLAGS`` are kept. On a GPU or TPU only the host's own computations are affected.
+
+    Args:
+      devices: as above.
+      distributed: join the other processes of a pod, as ``jax.distributed.initialize`` finds them.
+
+    Raises:
+      ValueError: ``devices`` is negative.
     """
+    if devices < 0:
+        raise ValueError(f"engine.devices must be 0 or more, not {devices}")
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC_CPU_FLAG}".strip()
     jax.config.update("jax_num_cpu_devices", devices or len(os.sched_getaffinity(0)))
+    if distributed:
+        jax.distributed.initialize()
 
 
 def cell_mesh(devices: int = 0) -> jax.sharding.Mesh:
@@ -32,6 +43,6 @@ def cell_mesh(devices: int = 0) -> jax.sharding.Mesh:
     """
     local = jax.local_devices()
     if not 0 <= devices <= len(local):
-        raise ValueError(f"engine devices must be 0..{len(local)} (what this process has), not {devices}")
+        raise ValueError(f"engine.devices must be 0..{len(local)} (what this process has), not {devices}")
     chosen = np.array(local[: devices or len(local)])
     return jax.sharding.Mesh(chosen, (CELLS,), axis_types=(jax.sharding.AxisType.Auto,))

@@ -2,14 +2,14 @@
 
 import dataclasses
 
-import jax.numpy as jnp
+import numpy as np
 
 from wmq_jax.planning import Problem, RandomConfig, simulator_model
 
 SIMULATOR = "true simulator"
 RANDOM = "random actions"
 # A reference has no weights, but the engine's table needs a leaf to count its rows by.
-NO_WEIGHTS = {"none": jnp.zeros((1, 1), jnp.float32)}
+NO_WEIGHTS = {"none": np.zeros((1, 1), np.float32)}
 
 
 def simulator_problem(problem: Problem, table) -> tuple[Problem, object]:

@@ -80,6 +80,26 @@ def _load_checkpoint(where: str) -> ModelCheckpoint:
     return load_model(bundled_model_path() if where == "bundled" else where)
 
 
+def planning_params(params: Any) -> Any:
+    """The parameters that planning needs: all but the decoder's."""
+    return {name: part for name, part in params.items() if name != "decoder"}
+
+
+def open_folder(sweep: "Sweep", workdir: str | None) -> ResultsFolder:
+    """The results folder, new or of the same config.
+
+    Args:
+      sweep: a prepared sweep.
+      workdir: the folder; None for ``results/<name of the config>``.
+
+    Raises:
+      ValueError: it cannot be written, or holds results of another config.
+    """
+    folder = ResultsFolder(workdir or f"results/{sweep.settings.name}", jax.process_index())
+    folder.adopt_config(sweep.config, IDENTITY)
+    return folder
+
+
 def prepare(settings: SweepSettings, config: Mapping[str, Any]) -> Sweep:
     """Loads the model, draws the episodes and lays out the computation.
 
@@ -109,7 +129,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any]) -> Sweep:
         frameskip=model.frameskip,
     )
     mesh = cell_mesh(settings.devices)
-    parameters = jax.tree.leaves(checkpoint.params)
+    parameters = jax.tree.leaves(planning_params(checkpoint.params))
     table_bytes = len(settings.variants) * sum(x.nbytes for x in parameters)
     tile, peak = choose_tile(model, settings.mpc, table_bytes, settings.objective.keep == "all", settings.tile)
     return Sweep(
@@ -196,8 +216,9 @@ def _statistics(sweep: Sweep, engine: Engine, plain_table: Any) -> Any | None:
 def build_engine(sweep: Sweep, tile: int | None = None) -> Engine:
     """Compiles the planner, calibrates with it, and puts the quantized variants in place."""
     settings, checkpoint = sweep.settings, sweep.checkpoint
+    params = planning_params(checkpoint.params)
     full = [settings.variants[0]] * len(settings.variants)
-    plain = quantized.build_variants(checkpoint.config, checkpoint.params, full, None)
+    plain = quantized.build_variants(checkpoint.config, params, full)
     engine = compile_engine(
         sweep.problem,
         plain,
@@ -208,7 +229,7 @@ def build_engine(sweep: Sweep, tile: int | None = None) -> Engine:
         len(sweep.calibration),
     )
     statistics = _statistics(sweep, engine, plain)
-    table = quantized.build_variants(checkpoint.config, checkpoint.params, settings.variants, statistics)
+    table = quantized.build_variants(checkpoint.config, params, settings.variants, statistics)
     return engine.with_data(table, sweep.evaluation)
 
 
@@ -280,7 +301,9 @@ def _references(sweep: Sweep, folder: ResultsFolder) -> None:
     """The true simulator and random actions on the same episodes."""
     settings, names = sweep.settings, [references.SIMULATOR, references.RANDOM]
     cells = list(all_cells(2, settings.seeds[:1], [settings.mpc.horizon], settings.episodes))
-    plain = quantized.build_variants(sweep.checkpoint.config, sweep.checkpoint.params, settings.variants[:1], None)
+    plain = quantized.build_variants(
+        sweep.checkpoint.config, planning_params(sweep.checkpoint.params), settings.variants[:1]
+    )
     makers = [lambda: references.simulator_problem(sweep.problem, plain), lambda: references.random_problem(sweep.problem)]
     for variant, maker in enumerate(makers):
 
@@ -327,14 +350,14 @@ def run_sweep(sweep: Sweep, folder: ResultsFolder) -> bool:
         done = folder.load(table.name)
         rows = [done[table.key(cell)] for cell in table.cells]
         save_traces(
-            folder, engine(), sweep.apply, sweep.checkpoint.config, sweep.names, rows, sweep.evaluation, settings.pictures
+            folder, engine(), sweep.apply, sweep.checkpoint, sweep.names, rows, sweep.evaluation, settings.pictures
         )
     return True
 
 
 def save_descriptions(sweep: Sweep, folder: ResultsFolder) -> None:
     """Writes ``variants.json`` and ``episodes.json``."""
-    model, params = sweep.checkpoint.config, sweep.checkpoint.params
+    model, params = sweep.checkpoint.config, planning_params(sweep.checkpoint.params)
     variants = [
         {**spec.to_json(), "size_bytes": quantized.size_bytes(model, params, spec)}
         for spec in sweep.settings.variants

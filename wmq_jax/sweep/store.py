@@ -5,7 +5,6 @@ kill has torn is not a row, so its cell is computed again. When every cell is th
 ``<table>.jsonl``, atomically. Times go to ``timing.jsonl``.
 """
 
-import contextlib
 import fcntl
 import json
 import os
@@ -39,19 +38,18 @@ class ResultsFolder:
         if not os.access(self.path / "journal", os.W_OK):
             raise ValueError(f"workdir {self.path} is not writable")
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps a second run of the same process number out of the folder.
+    def lock(self) -> None:
+        """Keeps a second run with this process number out of the folder until this process ends.
 
         Raises:
           ValueError: another run holds it.
         """
-        with open(self.path / "journal" / f".lock-{self.process}", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"workdir {self.path} is in use by another run") from None
-            yield
+        # The open file is the lock, and the kernel frees it however the process ends.
+        self._lock = open(self.path / "journal" / f".lock-{self.process}", "w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"workdir {self.path} is in use by another run") from None
 
     def adopt_config(self, config: dict[str, Any], must_match: Sequence[str]) -> None:
         """Writes ``config.json``, or checks that the one there agrees.

@@ -8,10 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmq_jax.io import write_bytes, write_json
+from wmq_jax.checkpoints import ModelCheckpoint
 from wmq_jax.models import WorldModelConfig, imagine
 from wmq_jax.planning import Problem, execute, num_executed
 from wmq_jax.sweep.cells import Cell
 from wmq_jax.sweep.engine import Engine
+from wmq_jax.sweep.manifest import Manifest
 from wmq_jax.sweep.scheduler import run_cells
 from wmq_jax.sweep.store import ResultsFolder
 
@@ -54,10 +56,10 @@ def save_traces(
     folder: ResultsFolder,
     engine: Engine,
     apply: Any,
-    config: WorldModelConfig,
+    checkpoint: ModelCheckpoint,
     names: Sequence[str],
     rows: Sequence[Mapping[str, Any]],
-    manifest: Any,
+    manifest: Manifest,
     count: int,
 ) -> None:
     """Plans the chosen cells again (rows are reproducible) and saves ``traces.npz`` with ``traces.json``.
@@ -65,8 +67,8 @@ def save_traces(
     Args:
       folder: the results.
       engine: compiled, with the sweep's table and episodes.
-      apply: the model's quantized apply; the model must have a decoder.
-      config: the model's configuration.
+      apply: the model's quantized apply.
+      checkpoint: the model; it must have a decoder.
       names: of the variants, in the table's order.
       rows: the finished rows.
       manifest: the episodes.
@@ -79,13 +81,14 @@ def save_traces(
         Cell(names.index(row["variant"]), row["seed"], row["horizon"], row["episode"]): outcome
         for outcome, row in picks
     }
-    frames = jax.jit(lambda *args: _iteration_frames(problem, config, apply, *args))
+    frames = jax.jit(lambda *args: _iteration_frames(problem, checkpoint.config, apply, *args))
     picture = jax.jit(lambda state: problem.env.observe(problem.env.reset(state)).visual.astype(jnp.uint8))
     index, arrays = [], {}
     finished = {done.cell: done.records for call in run_cells(engine, list(cells)) for done in call.finished}
     for cell, outcome in cells.items():
         key = f"{names[cell.variant]}/{outcome}"
         variables = jax.tree.map(lambda x: x[cell.variant], engine.table)
+        variables["params"]["decoder"] = checkpoint.params["decoder"]
         executed = int(num_executed(problem.config, cell.horizon))
         init, goal = (manifest.init[cell.episode], manifest.goal[cell.episode])
         env_state = problem.env.reset(init.astype(np.float32))

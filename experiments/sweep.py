@@ -1,0 +1,46 @@
+"""Plans with many quantized variants of a world model on the same episodes, and reports who survives.
+
+    python -m experiments.sweep --config=configs/wall.py:small
+    python -m experiments.sweep --config=configs/wall.py:small --config.variants='w4 w4g32' --workdir=results/mine
+
+Any field of the config can be set as --config.path=value; the file documents them. The same command again resumes where it was
+stopped, or says that all is done. Rows, config, pictures and report.html are in the workdir.
+"""
+
+from typing import Any
+
+from absl import flags
+
+from wmq_jax import cli
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results; results/<name of the config> if not given.")
+_DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of a pod; each computes its share of the cells into the same workdir."
+)
+
+
+def main(config: dict[str, Any]) -> None:
+    """Checks, prepares, computes, reports."""
+    with cli.one_sentence_errors():
+        # JAX may only be touched once the number of CPU devices is set, hence the late imports.
+        from wmq_jax.sweep.devices import configure
+
+        configure(config["engine"]["devices"], _DISTRIBUTED.value)
+        from wmq_jax import sweep as sweeps
+
+        sweep = sweeps.prepare(sweeps.check_settings(config), config)
+        folder = sweeps.open_folder(sweep, _WORKDIR.value)
+        folder.lock()
+    print(sweeps.describe(sweep), flush=True)
+    if sweeps.run_sweep(sweep, folder):
+        from wmq_jax import analysis
+
+        analysis.write_report(folder.path)
+        print(analysis.format_table(analysis.load_results(folder.path)))
+        print(f"results in {folder.path}; open {folder.path / 'report.html'}")
+    else:
+        print(f"this process's share is done; other processes are still at work in {folder.path}")
+
+
+if __name__ == "__main__":
+    cli.run(main, config="configs/wall.py:small")

@@ -1,0 +1,124 @@
+"""What the command-line programs share: config files, flags, and one clear sentence for what the user got wrong."""
+
+import contextlib
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Any, Callable, Iterator, Sequence
+
+import ml_collections
+from absl import app, flags
+from ml_collections import config_flags
+
+USAGE_EXIT = 2
+_USER_ERRORS = (ValueError, OSError)
+
+
+def fail(error: Exception | str) -> None:
+    """Ends the program with the message alone, on standard error."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(USAGE_EXIT)
+
+
+@contextlib.contextmanager
+def one_sentence_errors() -> Iterator[None]:
+    """Reports what the user got wrong without a traceback.
+
+    Only preparation belongs inside: checks that raise ValueError or OSError on purpose. Errors of the computation
+    keep their traceback.
+    """
+    try:
+        yield
+    except _USER_ERRORS as error:
+        fail(error)
+
+
+def load_config(where: str) -> ml_collections.ConfigDict:
+    """The config of ``FILE.py`` or ``FILE.py:MODE``: what its ``get_config()`` or ``get_config(MODE)`` returns, locked.
+
+    Raises:
+      ValueError: there is no such file, it is no config file, or it does not know the mode.
+    """
+    file, _, mode = where.partition(":")
+    path = Path(file)
+    if path.suffix != ".py" or not path.is_file():
+        raise ValueError(f"--config={where}: there is no config file {file}; give FILE.py or FILE.py:MODE")
+    spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    if not hasattr(module, "get_config"):
+        raise ValueError(f"--config={where}: {file} has no function get_config")
+    return module.get_config(*([mode] if mode else [])).lock()
+
+
+def _take_config_flag(argv: Sequence[str], default: str) -> tuple[str, list[str]]:
+    """The value of the last ``--config``, and the other arguments."""
+    where, rest, words = default, [], iter(argv)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in ("--config", "-config"):
+            rest.append(word)
+            continue
+        where = value if equals else next(words, "")
+    return where, rest
+
+
+def _check_overrides(config: ml_collections.ConfigDict, argv: Sequence[str]) -> None:
+    """Raises ValueError for the first ``--config.path`` that names no field."""
+    for word in argv:
+        name = word.lstrip("-").partition("=")[0]
+        if not word.startswith("-") or not name.startswith("config."):
+            continue
+        holder = config
+        for field in name.split(".")[1:]:
+            if not isinstance(holder, ml_collections.ConfigDict) or field not in holder:
+                known = ", ".join(sorted(holder)) if isinstance(holder, ml_collections.ConfigDict) else "none"
+                raise ValueError(f"--{name}: the config has no field {field!r} there; its fields are {known}")
+            holder = holder[field]
+        if isinstance(holder, ml_collections.ConfigDict):
+            raise ValueError(f"--{name} is a group of fields; set one of {', '.join(sorted(holder))} in it")
+
+
+def run(main: Callable[..., None], config: str | None = None) -> None:
+    """Parses the flags and runs the program; whatever is wrong with them is one sentence.
+
+    Args:
+      main: called without arguments, or with the resolved config as plain dictionaries.
+      config: default of ``--config=FILE.py:MODE``; its fields can then be set as ``--config.path=value``. None: the
+        program has no config.
+    """
+    argv, handle = list(sys.argv), None
+    with one_sentence_errors():
+        if config is not None:
+            where, argv = _take_config_flag(argv, config)
+            loaded = load_config(where)
+            _check_overrides(loaded, argv)
+            # Read by ml_collections when the flag is defined: it looks for the overrides itself.
+            sys.argv = argv
+            handle = _define_config(loaded, config)
+
+    def checked(rest: list[str]) -> None:
+        if len(rest) > 1:
+            fail(f"unknown argument {rest[1]!r}; settings are given as --name=value, see --help")
+        main(*([handle.value.to_dict()] if handle is not None else []))
+
+    app.run(checked, argv=argv, flags_parser=_parse)
+
+
+def _define_config(loaded: ml_collections.ConfigDict, default: str) -> Any:
+    """The flag under which ml_collections finds the overrides; the file itself was taken from the arguments before."""
+    help_text = f"Config file and its mode (default {default}); its fields are set as --config.path=value."
+    try:
+        holder = config_flags.DEFINE_config_dict("config", loaded, help_text, lock_config=True)
+        # --help lists the flags of the main program only; this one belongs to it.
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
+        return holder
+    except (TypeError, flags.Error) as error:
+        raise ValueError(error) from None
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    try:
+        return flags.FLAGS(list(argv))
+    except (flags.Error, TypeError, ValueError) as error:
+        return fail(error)

@@ -1,0 +1,35 @@
+"""Sweeps: every variant on every episode in one compiled program, into a results folder that survives a kill.
+
+The modules from top to bottom: ``run`` (a sweep from config to folder), ``traces`` and ``calibration`` (what else the engine is
+used for), ``scheduler`` (which cells it works on), ``engine`` (the compiled program), ``store`` and ``rows`` (what stays),
+``settings``, ``manifest``, ``cells``, ``memory``, ``devices``, ``progress``, ``provenance``, ``references``.
+"""
+
+from wmq_jax.sweep.cells import Cell, all_cells
+from wmq_jax.sweep.devices import cell_mesh, configure
+from wmq_jax.sweep.engine import Engine, compile_engine
+from wmq_jax.sweep.manifest import Manifest, make_manifest
+from wmq_jax.sweep.run import Sweep, describe, open_folder, prepare, run_sweep
+from wmq_jax.sweep.scheduler import run_cells
+from wmq_jax.sweep.settings import SweepSettings, check_settings
+from wmq_jax.sweep.store import ResultsFolder
+
+__all__ = [
+    "Cell",
+    "Engine",
+    "Manifest",
+    "ResultsFolder",
+    "Sweep",
+    "SweepSettings",
+    "all_cells",
+    "cell_mesh",
+    "check_settings",
+    "compile_engine",
+    "configure",
+    "describe",
+    "make_manifest",
+    "open_folder",
+    "prepare",
+    "run_cells",
+    "run_sweep",
+]
