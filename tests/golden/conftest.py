@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any, Iterator, Mapping, NamedTuple
 
 import numpy as np
 import pytest
+
+from tests.golden.recorded_models import recorded_world_model
 
 REDUCED = Path(__file__).parent / "data"
 
@@ -111,6 +114,12 @@ def golden():
 
   load.path = golden_path
   return load
+
+
+@pytest.fixture(scope="session")
+def recorded_model(golden):
+  """`recorded_model(image_size, concat_dim=1, decoder=None)`: configuration and parameters of a recorded world model."""
+  return functools.partial(recorded_world_model, golden)
 
 
 @pytest.fixture

@@ -48,7 +48,11 @@ class WorldModel(nn.Module):
     features = self.encoder(images)
     if self.config.standardize_latents:
       features = self.encoder_stats(features)
-    return Latent(features.reshape(*visual.shape[:-3], *features.shape[1:]), self.proprio_encoder(proprio))
+    return Latent(features.reshape(*visual.shape[:-3], *features.shape[1:]), self.encode_proprio(proprio))
+
+  def encode_proprio(self, proprio: jax.Array) -> jax.Array:
+    """Embeds proprioception (B, T, p) to (B, T, proprio_emb_dim)."""
+    return self.proprio_encoder(proprio)
 
   def encode_act(self, action: jax.Array) -> jax.Array:
     """Embeds model actions (B, T, A) to (B, T, action_emb_dim)."""

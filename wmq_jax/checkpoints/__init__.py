@@ -1,0 +1,1 @@
+"""Checkpoints: our own, and name maps from the official ones."""

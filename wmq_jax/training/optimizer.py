@@ -1,0 +1,60 @@
+"""The official optimizers of DINO-WM: one per module, as one optax transformation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class LearningRates:
+  """A learning rate per module (a number or an optax schedule); the defaults are the official ones.
+
+  Attributes:
+    predictor: AdamW.
+    embeddings: AdamW, of the proprio and action encoders.
+    decoder: Adam.
+    encoder: Adam, of the visual encoder; None freezes it, as the official system does. It uses 1e-6 otherwise.
+    weight_decay: of AdamW, decoupled.
+  """
+
+  predictor: optax.ScalarOrSchedule = 5e-4
+  embeddings: optax.ScalarOrSchedule = 5e-4
+  decoder: optax.ScalarOrSchedule = 3e-4
+  encoder: optax.ScalarOrSchedule | None = None
+  weight_decay: float = 0.01
+
+
+# Top-level entry of the parameter tree -> the optimizer that trains it.
+_OPTIMIZER_OF = {
+    "encoder": "encoder",
+    "encoder_stats": "constant",
+    "predictor": "predictor",
+    "proprio_encoder": "embeddings",
+    "action_encoder": "embeddings",
+    "decoder": "decoder",
+}
+
+
+def official_optimizer(rates: LearningRates = LearningRates()) -> optax.GradientTransformation:
+  """An optax transformation over the parameters of a `WorldModel`, or over some of its top-level modules."""
+  frozen = optax.set_to_zero()
+  return optax.partition(
+      {
+          "predictor": optax.adamw(rates.predictor, weight_decay=rates.weight_decay),
+          "embeddings": optax.adamw(rates.embeddings, weight_decay=rates.weight_decay),
+          "decoder": optax.adam(rates.decoder),
+          "encoder": frozen if rates.encoder is None else optax.adam(rates.encoder),
+          "constant": frozen,
+      },
+      _labels)
+
+
+def _labels(params: Any) -> Any:
+  """The optimizer of each top-level module; a label stands for the whole subtree."""
+  unknown = sorted(set(params) - set(_OPTIMIZER_OF))
+  if unknown:
+    raise ValueError(f"there is no optimizer for the modules {unknown}; there is one for {sorted(_OPTIMIZER_OF)}.")
+  return {module: _OPTIMIZER_OF[module] for module in params}
