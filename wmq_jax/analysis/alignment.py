@@ -85,6 +85,27 @@ class Correlation:
   first_count: int
 
 
+@dataclasses.dataclass(frozen=True)
+class Alignment:
+  """One variant's executed plans, their correlations in the order of `LINKS`, and how many cells planned in each iteration."""
+
+  points: Points
+  correlations: tuple[Correlation, ...]
+  planning_cells: tuple[int, ...]
+
+
+def align(rows: Sequence[Row]) -> dict[str, Alignment]:
+  """The alignment of every variant that has rows, by name, in the order of `rows`."""
+  groups: dict[str, list[Row]] = {}
+  for row in rows:
+    groups.setdefault(row.variant, []).append(row)
+  aligned = {}
+  for name, members in groups.items():
+    points = gather(members)
+    aligned[name] = Alignment(points, tuple(correlate(points, link) for link in LINKS), planning_cells(members))
+  return aligned
+
+
 def gather(rows: Sequence[Row]) -> Points:
   """The executed plans of one variant's rows."""
   plans = [(row, k) for row in rows for k in range(row.iterations)]
@@ -125,7 +146,7 @@ def correlate(points: Points, link: Link) -> Correlation:
   )
 
 
-def unsolved_cells(rows: Sequence[Row]) -> tuple[int, ...]:
+def planning_cells(rows: Sequence[Row]) -> tuple[int, ...]:
   """How many cells still planned in each iteration 1..M: what the plans of that iteration are drawn from."""
   iterations = max((len(row.success) for row in rows), default=0)
   return tuple(sum(row.iterations >= k for row in rows) for k in range(1, iterations + 1))

@@ -13,6 +13,7 @@ import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+  from matplotlib.artist import Artist
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
@@ -36,8 +37,8 @@ TONES: Mapping[str, Tone] = {
     'falls': Tone('#d1480f', '#ff8f5e'),
 }
 INK, SOFT, GRID, PAPER = (TONES[name].light for name in ('ink', 'soft', 'grid', 'paper'))
-VERDICT_COLOURS = {None: INK, **{name: TONES[name].light for name in ('survives', 'undecided', 'falls')}}
-VERDICT_MARKERS = {None: 's', 'survives': 'o', 'undecided': 'D', 'falls': 'v'}
+VERDICT_COLOURS = {None: SOFT, 'baseline': INK, **{name: TONES[name].light for name in ('survives', 'undecided', 'falls')}}
+VERDICT_MARKERS = {None: '.', 'baseline': 's', 'survives': 'o', 'undecided': 'D', 'falls': 'v'}
 
 _RC = {
     'font.family': 'DejaVu Sans',
@@ -76,10 +77,13 @@ def figure(width: float, height: float) -> 'Iterator[Figure]':
   # Building the font cache logs a warning on a first run; it is of no use to a reader of the report.
   logging.getLogger('matplotlib.font_manager').setLevel(logging.ERROR)
   from matplotlib import style
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
 
   with style.context(['default', _RC]):
-    yield Figure(figsize=(width, height))
+    fig = Figure(figsize=(width, height))
+    FigureCanvasAgg(fig)  # measures text for `label_points`
+    yield fig
 
 
 def to_png(fig: 'Figure', dpi: int = 160) -> bytes:
@@ -109,8 +113,10 @@ def theme_css() -> str:
   return f':root{{{light}}}@media(prefers-color-scheme:dark){{:root{{{dark}}}}}'
 
 
-def label_points(ax: 'Axes', x: Sequence[float], y: Sequence[float], texts: Sequence[str], colours: Sequence[str]) -> None:
-  """Writes each text beside its point, so that texts meet neither each other nor a point; what finds no place stays out.
+def label_points(
+    ax: 'Axes', x: Sequence[float], y: Sequence[float], texts: Sequence[str], colours: Sequence[str], obstacles: Sequence['Artist'] = ()
+) -> None:
+  """Writes each text beside its point, so that texts meet neither each other, a point nor an obstacle; what finds no place stays out.
 
   Places are tried ring by ring around the point, the first texts first. A text away from its point gets a thin line to it.
 
@@ -120,15 +126,19 @@ def label_points(ax: 'Axes', x: Sequence[float], y: Sequence[float], texts: Sequ
     y: data coordinates.
     texts: one a point, the most important first.
     colours: one a text.
+    obstacles: what else texts must not cover.
   """
   fig = ax.get_figure()
   renderer = fig.canvas.get_renderer()
   points = ax.transData.transform(list(zip(x, y)))
   scale = fig.dpi / 72
   taken = [(px - 4 * scale, py - 4 * scale, px + 4 * scale, py + 4 * scale) for px, py in points]
+  taken += [tuple(artist.get_window_extent(renderer).padded(scale).extents) for artist in obstacles]
   frame = ax.get_window_extent(renderer).extents
+  to_data = ax.transData.inverted()
   for (px, py), text, colour in zip(points, texts, colours):
-    label = ax.annotate(text, (px, py), xycoords='figure pixels', fontsize=8, color=colour, va='center', ha='left', annotation_clip=False)
+    label = ax.annotate(
+        text, to_data.transform((px, py)), xytext=(0, 0), textcoords='offset points', fontsize=8, color=colour, va='center', ha='left')
     box = label.get_window_extent(renderer)
     for dx, dy in _offsets(box.width / scale, box.height / scale):
       left, bottom = px + dx * scale, py + dy * scale - box.height / 2
@@ -139,18 +149,10 @@ def label_points(ax: 'Axes', x: Sequence[float], y: Sequence[float], texts: Sequ
       label.remove()
       continue
     taken.append(place)
-    label.remove()
-    near = abs(dy) < 1 and (0 < dx < 10 or -10 < dx + box.width / scale < 0)
-    line = None if near else {'arrowstyle': '-', 'color': colour, 'linewidth': 0.6, 'shrinkA': 1, 'shrinkB': 3}
-    ax.annotate(
-        text, points_to_data(ax, px, py), xytext=(dx, dy), textcoords='offset points', fontsize=8, color=colour,
-        va='center', ha='left', arrowprops=line,
-    )
-
-
-def points_to_data(ax: 'Axes', px: float, py: float) -> tuple[float, float]:
-  """Data coordinates of a position in pixels."""
-  return tuple(ax.transData.inverted().transform((px, py)))
+    label.set_position((dx, dy))
+    if dy:
+      end = (min(max(px, left), left + box.width), bottom if dy > 0 else bottom + box.height)
+      ax.plot(*zip(to_data.transform((px, py)), to_data.transform(end)), color=colour, linewidth=0.6, zorder=1)
 
 
 def _offsets(width: float, height: float) -> Iterator[tuple[float, float]]:

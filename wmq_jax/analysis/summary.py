@@ -14,7 +14,7 @@ from wmq_jax.analysis.results import RANDOM_ACTIONS, TRUE_SIMULATOR, Results, Ro
 SURVIVAL_MARGIN = 0.10  # the largest loss of success rate that still counts as surviving
 LEVEL = 0.05  # of the Holm-adjusted tests
 
-Verdict = Literal['survives', 'undecided', 'falls']
+Verdict = Literal['baseline', 'survives', 'undecided', 'falls']
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Line:
     cells: cells computed.
     success: M rates, within 1..M MPC iterations; empty without cells.
     difference: to full precision; None for full precision itself and where there are no pairs.
-    verdict: None where there is no difference, and for references.
+    verdict: 'baseline' for full precision; None for references, and where nothing can be compared.
     nonfinite_cells: cells whose plans became non-finite.
     nonfinite_from: the earliest iteration, counted from 1, in which that happened.
   """
@@ -124,7 +124,8 @@ def compare(results: Results, horizon: int) -> Comparison:
   base_rows = [row for row in rows if base is not None and row.variant == base.name]
   groups = {v.name: [row for row in rows if row.variant == v.name] for v in results.variants}
   groups |= {name: [row for row in reference_rows if row.variant == name] for name in (TRUE_SIMULATOR, RANDOM_ACTIONS)}
-  clustering = _clustering(list(groups.values()), base_rows)
+  compared = [_pairs(members, base_rows) for name, members in groups.items() if base is None or name != base.name]
+  clustering = _clustering(list(groups.values()), compared)
   lines = [_line(v.name, v, groups[v.name], [] if v is base else base_rows, clustering) for v in results.variants]
   references = [_line(name, None, groups[name], base_rows, clustering) for name in (TRUE_SIMULATOR, RANDOM_ACTIONS)]
   return Comparison(
@@ -133,16 +134,21 @@ def compare(results: Results, horizon: int) -> Comparison:
       seeds=seeds,
       episodes=len({row.episode for row in rows}),
       full_precision=base.name if base is not None else None,
-      lines=_judged(lines),
+      lines=_judged(lines, base),
       references=tuple(line for line in references if line.cells),
   )
 
 
-def headline(comparison: Comparison) -> str:
-  """Who survives, in one or two sentences."""
-  if not any(line.cells for line in comparison.lines):
+def main_comparison(results: Results) -> Comparison | None:
+  """The comparison at the longest horizon, which the headline and the figures are about; None without any row."""
+  return compare(results, results.horizons[-1]) if results.rows else None
+
+
+def headline(comparison: Comparison | None) -> str:
+  """Who survives, in a sentence; None stands for a sweep without any row."""
+  if comparison is None:
     return 'No cell is finished yet.'
-  judged = [line for line in comparison.lines if line.verdict]
+  judged = [line for line in comparison.lines if line.difference is not None]
   if not judged:
     return 'There is no full-precision variant to compare with: success rates only.'
   base = comparison.line(comparison.full_precision)
@@ -176,15 +182,14 @@ class _Clustering:
   difference: float
 
 
-def _clustering(groups: Sequence[Sequence[Row]], base_rows: Sequence[Row]) -> _Clustering:
+def _clustering(groups: Sequence[Sequence[Row]], compared: Sequence[Sequence[tuple[Row, Row]]]) -> _Clustering:
   iterations = max((len(row.success) for rows in groups for row in rows), default=0)
-  pairs = [_pairs(rows, base_rows) for rows in groups if rows and rows[0].variant != (base_rows[0].variant if base_rows else None)]
   return _Clustering(
       success=tuple(
           stats.intraclass_correlation([([row.success[k] for row in rows], [row.episode for row in rows]) for rows in groups])
           for k in range(iterations)
       ),
-      difference=stats.intraclass_correlation([(_gaps(matched), [row.episode for row, _ in matched]) for matched in pairs]),
+      difference=stats.intraclass_correlation([(_gaps(pairs), [row.episode for row, _ in pairs]) for pairs in compared]),
   )
 
 
@@ -250,13 +255,15 @@ def _p_value(table: stats.PairedTable, gaps: Sequence[int], episodes: Sequence[i
   return stats.sign_flip_test(list(sums.values()))
 
 
-def _judged(lines: Sequence[Line]) -> tuple[Line, ...]:
+def _judged(lines: Sequence[Line], base: Variant | None) -> tuple[Line, ...]:
   """Lines with Holm's adjustment over all compared variants, and with verdicts."""
   compared = [line for line in lines if line.difference is not None]
   adjusted = dict(zip((line.name for line in compared), stats.holm([line.difference.p_value for line in compared])))
   judged = []
   for line in lines:
-    if line.name in adjusted:
+    if line.variant is base:
+      line = dataclasses.replace(line, verdict='baseline')
+    elif line.name in adjusted:
       difference = dataclasses.replace(line.difference, p_adjusted=adjusted[line.name])
       line = dataclasses.replace(line, difference=difference, verdict=_verdict(difference))
     judged.append(line)

@@ -11,7 +11,7 @@ from wmq_jax.analysis.summary import Comparison, Difference, Line, Rate, compare
 
 WIDTH = 120
 _SHOWN_ITERATIONS = (1, 2, 3, 5)
-_MARKS = {'survives': '+', 'undecided': '?', 'falls': 'x', None: ' '}
+_MARKS = {'baseline': ' ', 'survives': '+', 'undecided': '?', 'falls': 'x', None: ' '}
 _NONE = '-'
 
 
