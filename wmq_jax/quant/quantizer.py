@@ -6,6 +6,7 @@ tensor, per token or not at all stack into one table and run in one compiled pro
 
 from __future__ import annotations
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -21,7 +22,9 @@ PER_TOKEN = 2
 # Bounds that the released per-token quantizer puts on its scale and zero point.
 _RELEASED_SCALE_FLOOR = 1e-5
 _RELEASED_LIMIT = 1e4
-_TINY = float(np.finfo(np.float32).tiny)
+# The sound floor lets tokens of any useful size through, and its square is still a normal
+# number, so gradients of a token of zeros are finite.
+_SOUND_SCALE_FLOOR = 2.0**-60
 _HUGE = float(np.finfo(np.float32).max)
 
 
@@ -98,6 +101,7 @@ def no_quantizer() -> Quantizer:
     return per_token_quantizer(None)
 
 
+@functools.partial(jax.jit, static_argnames="rounding")
 def fake_quant(x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding = jnp.round) -> jax.Array:
     """``x`` quantized and expanded again.
 
@@ -107,11 +111,10 @@ def fake_quant(x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding = jn
       rounding: ``straight_through_round`` where gradients are wanted.
 
     Raises:
-      TypeError: ``x`` is not a floating-point array.
+      TypeError: ``x`` is not a floating-point array of at least one axis.
     """
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise TypeError(f"fake_quant takes a floating-point array, not {x.dtype}")
+    if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"fake_quant takes a floating-point array of at least one axis, not {x.dtype}{list(x.shape)}")
 
     def apply(grid: grids.Grid) -> jax.Array:
         codes = grids.encode(_widen(x), grid, quantizer.zero_point_first, rounding)
@@ -135,7 +138,7 @@ def _token_grid(x: jax.Array, quantizer: Quantizer) -> grids.Grid:
     low = jnp.where(sound, jnp.minimum(low, 0.0), low)
     high = jnp.where(sound, jnp.maximum(high, 0.0), high)
     steps = quantizer.qmax - quantizer.qmin
-    floor = jnp.where(sound, _TINY, _RELEASED_SCALE_FLOOR)
+    floor = jnp.where(sound, _SOUND_SCALE_FLOOR, _RELEASED_SCALE_FLOOR)
     scale = jnp.clip(grids.exact_divide(high - low, steps), floor, jnp.where(sound, _HUGE, _RELEASED_LIMIT))
     limit = jnp.where(sound, steps, _RELEASED_LIMIT)
     zero_point = jnp.round(jnp.clip(grids.exact_divide(-low, scale), -limit, limit))
