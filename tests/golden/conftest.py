@@ -22,6 +22,7 @@ REDUCED = Path(__file__).parent / "data"
 LEFT_OUT = frozenset({"awq.npz", "omniquant.npz", "smoothquant.npz", "checkpoint/negative"})
 
 _compared: dict[str, int] = {}
+_closest: dict[str, tuple[float, str]] = {}
 
 
 class Samples(NamedTuple):
@@ -135,11 +136,13 @@ def compared(request):
 
 
 @pytest.fixture
-def close(compared):
+def close(compared, request):
   """`close(actual, recorded, atol=...)` compares with the recorded array or samples, and counts the values.
 
   A bound is absolute (`atol`), relative to the recorded tensor's L2 norm (`rel_l2`), or both: then either may hold.
   """
+
+  module = Path(request.node.path).name
 
   def check(actual: Any, recorded: np.ndarray | Samples, *, atol: float | None = None, rel_l2: float | None = None,
             what: str = "values") -> None:
@@ -150,8 +153,11 @@ def close(compared):
     assert actual.shape == recorded.shape, f"{what}: shape {actual.shape}, recorded {recorded.shape}"
     difference = np.abs(actual - recorded).max()
     relative = np.linalg.norm(actual - recorded) / max(np.linalg.norm(recorded), 1e-30)
-    assert ((atol is not None and difference <= atol) or (rel_l2 is not None and relative <= rel_l2)), (
+    shares = [measured / max(bound, 1e-30)
+              for measured, bound in ((difference, atol), (relative, rel_l2)) if bound is not None]
+    assert min(shares) <= 1, (
         f"{what}: largest difference {difference:.3g} (bound {atol}), relative L2 {relative:.3g} (bound {rel_l2})")
+    _closest[module] = max(_closest.get(module, (0.0, "")), (min(shares), what))
     compared(recorded.size)
 
   return check
@@ -163,5 +169,7 @@ def pytest_terminal_summary(terminalreporter):
     terminalreporter.section("golden recordings")
     terminalreporter.write_line(f"folder: {golden_folder()}")
     for module, count in sorted(_compared.items()):
-      terminalreporter.write_line(f"{module}: {count:,} values compared")
+      share, what = _closest.get(module, (0.0, ""))
+      tightest = f"; closest to its bound, at {share:.0%} of it: {what}" if what else ""
+      terminalreporter.write_line(f"{module}: {count:,} values compared{tightest}")
     terminalreporter.write_line(f"total: {sum(_compared.values()):,}")

@@ -89,14 +89,16 @@ def test_one_head_without_output_projection(recording, close):
     params[f"layers_{i}"] = {
         "attn": {"norm": norm(f"{at}.0.norm"), "to_qkv": dense(f"{at}.0.to_qkv")},
         "ff": {"norm": norm(f"{at}.1.net.0"), "fc1": dense(f"{at}.1.net.1"), "fc2": dense(f"{at}.1.net.4")}}
+  # The recording does not say into how many frames its tokens fall; one way must match, and only one.
   tokens = recording["onehead/x"].shape[1]
+  outputs = []
   for frames in (n for n in range(1, tokens + 1) if tokens % n == 0):
     model = Predictor(config, width, tokens // frames, frames)
-    y, _, _ = run(model, {"params": params}, recording["onehead/x"])
-    if frames == 2:
-      close(y, recording.sub("onehead/y"), **OUTPUT)
-    else:
-      assert not np.allclose(y, recording["onehead/y"], atol=1e-2), "the recorded frames have another size"
+    outputs.append(np.asarray(model.apply({"params": params}, recording["onehead/x"])))
+  errors = [np.abs(y - recording["onehead/y"]).max() for y in outputs]
+  best = int(np.argmin(errors))
+  assert min(error for i, error in enumerate(errors) if i != best) > 1e-2
+  close(outputs[best], recording.sub("onehead/y"), **OUTPUT)
 
 
 def test_mask(recording, compared):

@@ -7,7 +7,6 @@ The named configurations are at the end: `official_config` has the sizes of the 
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Mapping, Self
 
 _FEATURES = ("x_norm_patchtokens", "x_norm_clstoken")
@@ -206,9 +205,10 @@ class WorldModelConfig(_JsonConfig):
                f"({self.encoder.width}), got {widths}.")
       repeats = (self.num_proprio_repeat, self.num_action_repeat)
       _require(repeats == (1, 1), f"with concat_dim 0, both repeats must be 1, got {repeats}.")
-    if self.decoder is not None and self.decoder.kind == "vqvae":
-      _require(math.isqrt(self.num_patches) ** 2 == self.num_patches,
-               f"the VQ-VAE decoder needs a square number of latents, got {self.num_patches}.")
+    if self.decoder is not None and self.decoder.kind == "transposed_conv":
+      _require(self.num_patches == 1,
+               f"the transposed-convolution decoder takes one latent per frame (feature 'x_norm_clstoken'), "
+               f"got {self.num_patches}.")
 
   @classmethod
   def from_dict(cls, fields: Mapping[str, Any]) -> Self:
