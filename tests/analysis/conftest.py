@@ -67,7 +67,7 @@ def _simulated_row(rng, name, skill, episode, seed, horizon, iterations, difficu
     if success[-1]:
       break
   executed = len(success)
-  wild = 2 if skill < 0.1 and difficulty > 0.8 and executed > 1 else None
+  wild = 2 if 0 < skill < 0.1 and difficulty > 0.8 and executed > 1 else None
   return {
       'variant': name, 'seed': seed, 'horizon': horizon, 'episode': episode, 'iterations': executed,
       'success': success + [success[-1]] * (iterations - executed),

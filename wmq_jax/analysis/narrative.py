@@ -49,7 +49,7 @@ def _opening(results: Results, main: Comparison | None) -> Iterator[str]:
   yield page.heading('Who survives?', 1)
   yield page.paragraph(headline(main), 'lead')
   if main is not None:
-    yield page.bullets(verdict_sentences(main).values())
+    yield page.marked_list(verdict_sentences(main))
   if not results.finished:
     yield page.paragraph('The sweep is not finished: this is the state so far.', 'note')
 
@@ -66,7 +66,8 @@ def _other_horizons(comparisons: Sequence[Comparison], main: Comparison) -> Iter
     if comparison.horizon != main.horizon:
       yield page.heading(f'Horizon {comparison.horizon}', 3)
       yield _comparison_table(comparison)
-      yield page.bullets((*verdict_sentences(comparison).values(), *footnotes(comparison)))
+      yield page.marked_list(verdict_sentences(comparison))
+      yield page.bullets(footnotes(comparison))
 
 
 def _speed_and_size(main: Comparison, charts: Mapping[str, str]) -> Iterator[str]:
@@ -76,7 +77,7 @@ def _speed_and_size(main: Comparison, charts: Mapping[str, str]) -> Iterator[str
       'Success within 1, 2, ... MPC iterations, with pointwise 95% intervals. Success is sticky: a cell that has reached the goal has succeeded.')
   yield page.svg_figure(
       charts['success_by_size'],
-      'Success against the bytes of the stored encoder and predictor. Variants of equal size are drawn slightly apart.')
+      'Success against storage size, integers packed and scales counted. Variants of equal size are drawn slightly apart.')
 
 
 def _alignment(main: Comparison, aligned: Mapping[str, Alignment], charts: Mapping[str, str]) -> Iterator[str]:
@@ -116,7 +117,7 @@ def _rollouts(pictures: Sequence[Picture]) -> Iterator[str]:
       'every MPC iteration. A decoder is only a window into a latent: what it cannot draw may still be there, and the planner never sees its pictures.')
   for strip in strips:
     trace = strip.trace
-    yield page.png_figure(strip.png, f'{trace.variant}, episode {trace.episode}: {trace.outcome}.')
+    yield page.png_figure(strip.png, f'{trace.variant}, episode {trace.episode}, {trace.outcome}: start, goal, path, reality and imagination')
 
 
 def _noise(results: Results) -> Iterator[str]:
@@ -167,13 +168,13 @@ def _provenance(protocol: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _comparison_table(comparison: Comparison) -> str:
-  shown = columns(comparison)
-  head = [(column.group, column.title, column.left) for column in shown] + [('', 'verdict', True)]
+  name, *others = columns(comparison)
+  head = [('', name.title, True), ('', 'verdict', True)] + [(column.group, column.title, column.left) for column in others]
 
   def cells(line: Line) -> list[Cell]:
-    flag = f', non-finite from iteration {line.nonfinite_from}' if line.nonfinite_cells else ''
-    verdict = Cell(f'{line.verdict or ""}{flag}', True, f'verdict {line.verdict}' if line.verdict else '')
-    return [Cell(column.text(line).replace('..', ' to '), column.left) for column in shown] + [verdict]
+    note = f'non-finite from {line.nonfinite_from}' if line.nonfinite_cells else ''
+    judged = Cell(line.verdict or '', True, f'verdict {line.verdict or ""}'.strip(), note)
+    return [Cell(line.name, True), judged, *(Cell(column.text(line).replace('..', ' to '), column.left) for column in others)]
 
   return page.table(head, [cells(line) for line in comparison.lines], [cells(line) for line in comparison.references])
 

@@ -4,7 +4,7 @@ Texts are escaped here; only `Figure.content` and what this module returns are H
 """
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import html
 
@@ -13,7 +13,7 @@ from wmq_jax.analysis.style import theme_css
 _CSS = """
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
-main{max-width:64rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}
+main{max-width:72rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}
 h1{font-size:2rem;line-height:1.2;margin:.2rem 0 .6rem;letter-spacing:-.015em}
 h2{font-size:1.3rem;margin:3.2rem 0 .4rem;letter-spacing:-.01em}
 h3{font-size:1rem;margin:1.6rem 0 .3rem}
@@ -23,17 +23,18 @@ p,li{max-width:46rem}
 ul{padding-left:1.2rem}
 figure{margin:1.4rem 0}
 figure svg,figure img{display:block;width:100%;height:auto}
-figure svg{max-width:58rem}
+figure svg,figure.photo{max-width:60rem}
 figure.photo{background:#fff;border:1px solid var(--grid);border-radius:8px;padding:.8rem}
-figure.photo figcaption{color:#5d6774}
 .scroll{overflow-x:auto;margin:1.2rem 0}
-table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;white-space:nowrap}
-th,td{padding:.32rem .6rem;text-align:right;border-bottom:1px solid var(--grid)}
+table{border-collapse:collapse;font-size:.84rem;font-variant-numeric:tabular-nums;white-space:nowrap}
+th,td{padding:.32rem .5rem;text-align:right;border-bottom:1px solid var(--grid)}
 th{font-weight:600;vertical-align:bottom;border-bottom:1px solid var(--soft)}
-th small{display:block;font-weight:400;color:var(--soft)}
+th:first-child,td:first-child{padding-left:0}
+th small,td small{display:block;font-weight:400;color:var(--soft)}
 .left{text-align:left}
 tr.apart td{color:var(--soft)}
-.verdict{font-weight:600}
+.verdict{font-weight:600}.baseline{font-weight:400;color:var(--soft)}
+ul.marked{list-style:none;padding:0}ul.marked li{margin:.35rem 0}
 .survives{color:var(--survives)}.undecided{color:var(--undecided)}.falls{color:var(--falls)}
 details{margin:1rem 0}
 summary{cursor:pointer;color:var(--soft)}
@@ -45,11 +46,12 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One table cell: its text, whether it is aligned left, and a style class ('' or a verdict)."""
+  """One table cell: its text, whether it is aligned left, a style class ('' or a verdict), and a small second line."""
 
   text: str
   left: bool = False
   kind: str = ''
+  note: str = ''
 
 
 def page(title: str, parts: Iterable[str]) -> str:
@@ -74,16 +76,24 @@ def bullets(texts: Iterable[str]) -> str:
   return '<ul>' + ''.join(f'<li>{html.escape(text)}</li>' for text in texts) + '</ul>'
 
 
+def marked_list(texts: Mapping[str, str]) -> str:
+  """A list of 'Word: text' whose words are set in the style class that is the text's key."""
+  items = []
+  for kind, text in texts.items():
+    word, _, rest = text.partition(':')
+    items.append(f'<li><span class="verdict {kind}">{html.escape(word)}:</span>{html.escape(rest)}</li>')
+  return f'<ul class="marked">{"".join(items)}</ul>'
+
+
 def svg_figure(svg: str, caption: str) -> str:
   """An inline chart that follows the page's colours."""
   return f'<figure role="img" aria-label="{html.escape(caption, quote=True)}">{svg}<figcaption>{html.escape(caption)}</figcaption></figure>'
 
 
-def png_figure(png: bytes, caption: str) -> str:
-  """An embedded picture on a white card."""
+def png_figure(png: bytes, alt: str) -> str:
+  """An embedded picture on a white card, which names itself; `alt` is for who cannot see it."""
   data = base64.b64encode(png).decode('ascii')
-  alt = html.escape(caption, quote=True)
-  return f'<figure class="photo"><img alt="{alt}" src="data:image/png;base64,{data}"><figcaption>{html.escape(caption)}</figcaption></figure>'
+  return f'<figure class="photo"><img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{data}"></figure>'
 
 
 def table(head: Sequence[tuple[str, str, bool]], rows: Sequence[Sequence[Cell]], apart: Sequence[Sequence[Cell]] = ()) -> str:
@@ -114,8 +124,13 @@ def preformatted(text: str) -> str:
 
 
 def _row(cells: Sequence[Cell], kind: str) -> str:
-  inner = ''.join(f'<td{_class(" ".join(filter(None, ("left" if cell.left else "", cell.kind))))}>{html.escape(cell.text)}</td>' for cell in cells)
-  return f'<tr{_class(kind)}>{inner}</tr>'
+  return f'<tr{_class(kind)}>{"".join(_cell(cell) for cell in cells)}</tr>'
+
+
+def _cell(cell: Cell) -> str:
+  kinds = ' '.join(filter(None, ('left' if cell.left else '', cell.kind)))
+  note = f'<small>{html.escape(cell.note)}</small>' if cell.note else ''
+  return f'<td{_class(kinds)}>{html.escape(cell.text)}{note}</td>'
 
 
 def _class(kind: str) -> str:

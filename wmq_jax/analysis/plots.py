@@ -101,7 +101,7 @@ def draw_size(fig: 'Figure', comparison: Comparison) -> None:
   ax.minorticks_off()
   ax.set_ylim(-0.06, 1.09)
   _percent(ax.yaxis)
-  ax.set_xlabel('size of the encoder and predictor (MB, log scale)')
+  ax.set_xlabel('storage size (MB, log scale)')
   ax.set_ylabel(f'success within {comparison.iterations} MPC iterations')
   _verdict_legend(fig, {line.verdict for line in lines})
   fig.draw_without_rendering()

@@ -90,6 +90,7 @@ def to_png(fig: 'Figure', dpi: int = 160) -> bytes:
   """PNG bytes, without a date, so that equal figures are equal files."""
   out = io.BytesIO()
   fig.savefig(out, format='png', dpi=dpi)
+  fig.set_layout_engine('none')  # the layout is found: the same figure as SVG need not look for it again
   return out.getvalue()
 
 

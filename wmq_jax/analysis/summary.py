@@ -145,7 +145,7 @@ def main_comparison(results: Results) -> Comparison | None:
 
 
 def headline(comparison: Comparison | None) -> str:
-  """Who survives, in a sentence; None stands for a sweep without any row."""
+  """Who survives, in a sentence or two; None stands for a sweep without any row."""
   if comparison is None:
     return 'No cell is finished yet.'
   judged = [line for line in comparison.lines if line.difference is not None]
@@ -153,13 +153,13 @@ def headline(comparison: Comparison | None) -> str:
     return 'There is no full-precision variant to compare with: success rates only.'
   base = comparison.line(comparison.full_precision)
   survivors = comparison.with_verdict('survives')
-  opening = f'{len(survivors)} of {len(judged)} quantized variants survive' if survivors else 'No quantized variant is sure to survive'
-  parts = [f'{opening}: full precision reaches the goal in {base.success[-1].estimate:.0%} of {base.cells} cells']
+  text = f'{len(survivors) or "None"} of {len(judged)} quantized variants {"survives" if len(survivors) == 1 else "survive"}. '
+  text += f'Full precision reaches the goal in {base.success[-1].estimate:.0%} of {base.cells} cells'
   if survivors:
     smallest = min(survivors, key=lambda line: line.variant.size_bytes)
     share = smallest.variant.size_bytes / base.variant.size_bytes
-    parts.append(f'the smallest survivor, {smallest.name}, reaches it in {smallest.success[-1].estimate:.0%} at {share:.0%} of the size')
-  return ', '.join(parts) + '.'
+    text += f'; {smallest.name}, the smallest survivor, in {smallest.success[-1].estimate:.0%} at {share:.0%} of the size'
+  return text + '.'
 
 
 def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
@@ -172,6 +172,14 @@ def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
   }
   names = {verdict: ', '.join(line.name for line in comparison.with_verdict(verdict)) for verdict in meaning}
   return {verdict: f'{verdict.capitalize()}: {names[verdict]} ({meaning[verdict]}).' for verdict in meaning if names[verdict]}
+
+
+def baseline_caveat(comparison: Comparison) -> str | None:
+  """What to say where full precision is not clearly better than random actions: there is then nothing to survive."""
+  for line in comparison.references:
+    if line.name == RANDOM_ACTIONS and line.difference is not None and line.difference.high >= 0:
+      return 'Full precision is not clearly better than random actions here, so that surviving says nothing.'
+  return None
 
 
 @dataclasses.dataclass(frozen=True)

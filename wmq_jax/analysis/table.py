@@ -7,7 +7,7 @@ import io
 import textwrap
 
 from wmq_jax.analysis.results import ModulePrecision, Results, Variant
-from wmq_jax.analysis.summary import Comparison, Difference, Line, Rate, compare, verdict_sentences
+from wmq_jax.analysis.summary import Comparison, Difference, Line, Rate, baseline_caveat, compare, verdict_sentences
 
 WIDTH = 120
 _SHOWN_ITERATIONS = (1, 2, 3, 5)
@@ -106,7 +106,7 @@ def csv_table(comparisons: Sequence[Comparison]) -> str:
 
 def footnotes(comparison: Comparison) -> tuple[str, ...]:
   """What the table rests on: non-finite variants, sample, intervals and tests."""
-  return _nonfinite_notes(comparison) + _sample_notes(comparison)
+  return _warnings(comparison) + _sample_notes(comparison)
 
 
 def rate_text(rate: Rate) -> str:
@@ -134,14 +134,15 @@ def p_text(difference: Difference | None) -> str:
 def _footer(comparison: Comparison) -> Iterator[str]:
   for verdict, sentence in verdict_sentences(comparison).items():
     yield f'{_MARKS[verdict]} {sentence}'
-  for note in _nonfinite_notes(comparison):
+  for note in _warnings(comparison):
     yield f'! {note}'
   for note in _sample_notes(comparison):
     yield f'  {note}'
 
 
-def _nonfinite_notes(comparison: Comparison) -> tuple[str, ...]:
-  return tuple(
+def _warnings(comparison: Comparison) -> tuple[str, ...]:
+  caveat = baseline_caveat(comparison)
+  return ((caveat,) if caveat else ()) + tuple(
       f'{line.name}: plans became non-finite in {line.nonfinite_cells} of {line.cells} cells, '
       f'first in MPC iteration {line.nonfinite_from}.'
       for line in comparison.lines
