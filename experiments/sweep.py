@@ -7,6 +7,7 @@ Any field of the config can be set as --config.path=value; the file documents th
 stopped, or says that all is done. Rows, config, pictures and report.html are in the workdir.
 """
 
+import contextlib
 from typing import Any
 
 from absl import flags
@@ -21,25 +22,26 @@ _DISTRIBUTED = flags.DEFINE_bool(
 
 def main(config: dict[str, Any]) -> None:
     """Checks, prepares, computes, reports."""
-    with cli.one_sentence_errors():
-        # JAX may only be touched once the number of CPU devices is set, hence the late imports.
-        from wmq_jax.sweep.devices import configure
+    with contextlib.ExitStack() as stack:
+        with cli.one_sentence_errors():
+            # JAX may only be touched once the number of CPU devices is set, hence the late imports.
+            from wmq_jax.sweep.devices import configure
 
-        configure(config["engine"]["devices"], _DISTRIBUTED.value)
-        from wmq_jax import sweep as sweeps
+            configure(config["engine"]["devices"], _DISTRIBUTED.value)
+            from wmq_jax import sweep as sweeps
 
-        sweep = sweeps.prepare(sweeps.check_settings(config), config)
-        folder = sweeps.open_folder(sweep, _WORKDIR.value)
-        folder.lock()
-    print(sweeps.describe(sweep), flush=True)
-    if sweeps.run_sweep(sweep, folder):
-        from wmq_jax import analysis
+            sweep = sweeps.prepare(sweeps.check_settings(config), config)
+            folder = sweeps.open_folder(sweep, _WORKDIR.value)
+            stack.enter_context(folder.locked())
+        print(sweeps.describe(sweep), flush=True)
+        if not sweeps.run_sweep(sweep, folder):
+            print(f"this process's share is done; other processes are still at work in {folder.path}")
+            return
+    from wmq_jax import analysis
 
-        analysis.write_report(folder.path)
-        print(analysis.format_table(analysis.load_results(folder.path)))
-        print(f"results in {folder.path}; open {folder.path / 'report.html'}")
-    else:
-        print(f"this process's share is done; other processes are still at work in {folder.path}")
+    analysis.write_report(folder.path)
+    print(analysis.format_table(analysis.load_results(folder.path)))
+    print(f"results in {folder.path}; open {folder.path / 'report.html'}")
 
 
 if __name__ == "__main__":

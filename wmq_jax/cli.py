@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
 import ml_collections
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 USAGE_EXIT = 2
@@ -87,6 +87,7 @@ def run(main: Callable[..., None], config: str | None = None) -> None:
       config: default of ``--config=FILE.py:MODE``; its fields can then be set as ``--config.path=value``. None: the
         program has no config.
     """
+    logging.set_verbosity(logging.WARNING)
     argv, handle = list(sys.argv), None
     with one_sentence_errors():
         if config is not None:

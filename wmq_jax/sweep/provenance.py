@@ -1,5 +1,6 @@
 """Where results come from: versions, revision, device and flags, written beside every result."""
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import wmq_jax
 
@@ -41,3 +43,13 @@ def device(count: int) -> dict[str, Any]:
 def xla_flags() -> str:
     """The flags XLA was started with."""
     return os.environ.get("XLA_FLAGS", "")
+
+
+def params_sha256(params: Any) -> str:
+    """A checksum of a tree of parameters: names, shapes and values, whatever file they came from."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()

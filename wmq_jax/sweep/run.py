@@ -13,7 +13,7 @@ from typing import Any, Callable, Mapping, Sequence
 import jax
 
 from wmq_jax import quantized
-from wmq_jax.checkpoints import ModelCheckpoint, bundled_model_path, load_model
+from wmq_jax.checkpoints.native import ModelCheckpoint, bundled_model_path, load_model
 from wmq_jax.envs import make_env
 from wmq_jax.io import write_json
 from wmq_jax.models import WorldModel
@@ -33,7 +33,7 @@ from wmq_jax.sweep.store import ResultsFolder
 from wmq_jax.sweep.traces import save_traces
 
 # Keys of config.json that decide what a row means. The number of devices and the host's versions do not (see the tests).
-IDENTITY = ("config", "tile", "platform", "checkpoint_sha256")
+IDENTITY = ("config", "tile", "platform", "params_sha256")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,7 +147,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any]) -> Sweep:
             "tile": tile,
             "platform": mesh.devices.flat[0].platform,
             "checkpoint": settings.checkpoint,
-            "checkpoint_sha256": checkpoint.sha256,
+            "params_sha256": provenance.params_sha256(checkpoint.params),
             "model_parameters": sum(x.size for x in parameters),
             "planner": _planner_summary(settings),
             "versions": provenance.versions(),

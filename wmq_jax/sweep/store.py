@@ -5,6 +5,7 @@ kill has torn is not a row, so its cell is computed again. When every cell is th
 ``<table>.jsonl``, atomically. Times go to ``timing.jsonl``.
 """
 
+import contextlib
 import fcntl
 import json
 import os
@@ -38,18 +39,19 @@ class ResultsFolder:
         if not os.access(self.path / "journal", os.W_OK):
             raise ValueError(f"workdir {self.path} is not writable")
 
-    def lock(self) -> None:
-        """Keeps a second run with this process number out of the folder until this process ends.
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keeps a second run with this process number out of the folder; the kernel unlocks it however this process ends.
 
         Raises:
           ValueError: another run holds it.
         """
-        # The open file is the lock, and the kernel frees it however the process ends.
-        self._lock = open(self.path / "journal" / f".lock-{self.process}", "w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(f"workdir {self.path} is in use by another run") from None
+        with open(self.path / "journal" / f".lock-{self.process}", "w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ValueError(f"workdir {self.path} is in use by another run") from None
+            yield
 
     def adopt_config(self, config: dict[str, Any], must_match: Sequence[str]) -> None:
         """Writes ``config.json``, or checks that the one there agrees.

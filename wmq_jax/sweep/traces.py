@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmq_jax.io import write_bytes, write_json
-from wmq_jax.checkpoints import ModelCheckpoint
+from wmq_jax.checkpoints.native import ModelCheckpoint
 from wmq_jax.models import WorldModelConfig, imagine
 from wmq_jax.planning import Problem, execute, num_executed
 from wmq_jax.sweep.cells import Cell

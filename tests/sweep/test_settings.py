@@ -1,0 +1,105 @@
+"""Bad settings are one sentence, before anything is compiled."""
+
+import pytest
+
+from wmq_jax import sweep as sweeps
+from wmq_jax.envs import make_env
+from wmq_jax.sweep import check_settings, make_manifest
+from wmq_jax.sweep.manifest import OFFSETS
+
+BAD = [
+    ("planner.samples", 1, "planner samples must be 2 or more, not 1"),
+    ("planner.elites", 1, "planner elites must be 2..12 (the samples), not 1"),
+    ("planner.elites", 13, "planner elites must be 2..12 (the samples), not 13"),
+    ("planner.steps", 0, "planner steps must be 1 or more, not 0"),
+    ("planner.init_std", 0.0, "planner init_std must be positive, not 0.0"),
+    ("planner.iterations", 0, "planner iterations must be 1 or more, not 0"),
+    ("planner.executed", 9, "planner executed must be 0..3 (the horizon), not 9"),
+    ("planner.check_every", -1, "planner check_every must be 0 or more, not -1"),
+    ("planner.horizons", "0", "planner.horizons must be 1 or more, not 0"),
+    ("planner.horizons", "3 x", "planner.horizons must be whole numbers separated by spaces, not '3 x'"),
+    ("planner.horizons", "3 3", "planner.horizons names a number twice: '3 3'"),
+    ("planner.seeds", "", "planner.seeds must be whole numbers separated by spaces, not ''"),
+    ("planner.optimizer", "sgd", "planner.optimizer 'sgd' is not one of cem, gd"),
+    ("planner.objective", "first", "objective mode 'first' is not one of last, all"),
+    ("planner.alpha", -1.0, "objective alpha must be 0 or more, not -1.0"),
+    ("planner.base", 0.0, "objective base must be positive, not 0.0"),
+    ("episodes.count", 0, "episodes.count must be 1 or more, not 0"),
+    ("calibration.episodes", 0, "calibration.episodes must be 1 or more, not 0"),
+    ("engine.tile", -1, "engine.tile must be 0 or more, not -1"),
+    ("engine.tiles_per_call", 0, "engine.tiles_per_call must be 1 or more, not 0"),
+    ("pictures", -1, "pictures must be 0 or more, not -1"),
+    ("variants", "w4 w4", "variants names W4 twice"),
+]
+
+
+def change(config, path, value):
+    *groups, field = path.split(".")
+    for group in groups:
+        config = config[group]
+    assert field in config
+    config[field] = value
+
+
+@pytest.mark.parametrize("path, value, sentence", BAD, ids=[f"{p}={v}" for p, v, _ in BAD])
+def test_bad_values(config, path, value, sentence):
+    change(config, path, value)
+    with pytest.raises(ValueError) as caught:
+        check_settings(config)
+    assert str(caught.value) == sentence
+
+
+@pytest.mark.parametrize("spec", ["w1", "w16a1", "w4g0", "w", "x4", "encoder=", "decoder=w4", "awful:w4", "w4a8-row"])
+def test_bad_variants_are_quoted(config, spec):
+    change(config, "variants", f"w8 {spec}")
+    with pytest.raises(ValueError, match=f"^variant '{spec}': "):
+        check_settings(config)
+
+
+def test_full_precision_comes_first(config):
+    change(config, "variants", "w4 fp w8")
+    assert [spec.name for spec in check_settings(config).variants] == ["FP32", "W4", "W8"]
+    change(config, "variants", "w4")
+    assert [spec.name for spec in check_settings(config).variants] == ["FP32", "W4"]
+
+
+@pytest.mark.parametrize(
+    "field, value, sentence",
+    [
+        ("devices", 5, "engine.devices must be 0..2 (what this process has), not 5"),
+        (
+            "tile",
+            10**9,
+            "lower --config.engine.tile, --config.planner.samples or the number of --config.variants",
+        ),
+    ],
+)
+def test_what_the_machine_does_not_have(config, field, value, sentence):
+    config["engine"][field] = value
+    with pytest.raises(ValueError) as caught:
+        sweeps.prepare(check_settings(config), config)
+    assert sentence in str(caught.value)
+
+
+def test_manifests_are_disjoint_and_official():
+    env = make_env("wall")
+    manifests = {purpose: make_manifest(env, purpose, 200, 99) for purpose in OFFSETS}
+    seeds = [set(m.seeds.tolist()) for m in manifests.values()]
+    assert len(set.union(*seeds)) == sum(map(len, seeds)) == 600
+    assert manifests["evaluation"].seeds[:3].tolist() == [1, 100, 199]
+    assert manifests["calibration"].seeds[:3].tolist() == [2, 101, 200]
+    init, goal = env.goal_states(100)
+    assert (manifests["evaluation"].init[1] == init).all() and (manifests["evaluation"].goal[1] == goal).all()
+    longer = make_manifest(env, "evaluation", 300, 99)
+    assert (longer.init[:200] == manifests["evaluation"].init).all(), "more episodes must not change the first ones"
+
+
+@pytest.mark.parametrize("seed", [-5, 0, 1, 3])
+def test_families_of_seeds_that_would_mix(seed):
+    with pytest.raises(ValueError, match="would mix evaluation, calibration and development episodes; choose 4 or more"):
+        make_manifest(make_env("wall"), "evaluation", 10, seed)
+
+
+def test_seeds_out_of_range():
+    with pytest.raises(ValueError, match="leaves the seeds 0..2147483647"):
+        make_manifest(make_env("wall"), "evaluation", 10, 2**31 - 2)
