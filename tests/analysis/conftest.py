@@ -163,7 +163,7 @@ def write_sweep(folder, episodes=48, seeds=1, horizons=(5,), iterations=5, varia
 @pytest.fixture(scope='session')
 def sweep_folder(tmp_path_factory):
   """A complete synthetic sweep, shared by the tests that only read it."""
-  return write_sweep(tmp_path_factory.mktemp('sweep') / 'results', episodes=24)
+  return write_sweep(tmp_path_factory.mktemp('sweep') / 'results', episodes=16)
 
 
 @pytest.fixture

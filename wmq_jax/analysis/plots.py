@@ -265,14 +265,16 @@ def _stroke(line: str, colour: str, label: str):
 
 
 def _cloud(ax: 'Axes', x: np.ndarray, y: np.ndarray, solved: np.ndarray, log_y: bool) -> None:
-  finite = np.isfinite(x) & np.isfinite(y) & (x > 0) & ((y > 0) | (not log_y))
+  """Solved and unsolved plans as points; those that a log axis has no place for (not finite, not positive) are left out."""
+  drawable = np.isfinite(x) & np.isfinite(y) & (x > 0) & ((y > 0) | (not log_y))
+  if drawable.any():
+    ax.set_xscale('log')
+    ax.set_yscale('log' if log_y else 'linear')
   for wanted, marker, role in ((False, 'x', 'falls'), (True, 'o', 'survives')):
-    chosen = finite & (solved == wanted)
+    chosen = drawable & (solved == wanted)
     ax.scatter(
         x[chosen], y[chosen], s=11, marker=marker, color=style.TONES[role].light, alpha=0.55, linewidths=0.8 if marker == 'x' else 0,
         rasterized=True)  # thousands of points would swell the page
-  ax.set_xscale('log')
-  ax.set_yscale('log' if log_y else 'linear')
   ax.tick_params(labelsize=7)
   ax.minorticks_off()
 

@@ -7,6 +7,7 @@ else is damaged is one sentence.
 
 from collections.abc import Iterable, Mapping
 import dataclasses
+import io
 import json
 import math
 from pathlib import Path
@@ -309,7 +310,8 @@ def _read_traces(folder: Path) -> tuple[Trace, ...]:
   if not (index.is_file() and arrays.is_file()):
     return ()
   try:
-    with np.load(arrays, allow_pickle=False) as stored:
+    # numpy leaves a damaged file open; bytes need no closing.
+    with np.load(io.BytesIO(arrays.read_bytes()), allow_pickle=False) as stored:
       return tuple(_trace(entry, stored) for entry in _read_json(index, list))
   except (KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(f'{index.name} and {arrays.name} in {folder} do not belong together: {_reason(error)}') from None
