@@ -77,7 +77,7 @@ def _speed_and_size(main: Comparison, charts: Mapping[str, str]) -> Iterator[str
       'Success within 1, 2, ... MPC iterations, with pointwise 95% intervals. Success is sticky: a cell that has reached the goal has succeeded.')
   yield page.svg_figure(
       charts['success_by_size'],
-      'Success against storage size, integers packed and scales counted. Variants of equal size are drawn slightly apart.')
+      'Success against storage size, integers packed and scales counted. Variants of equal size are drawn slightly apart; names that find no room are left out.')
 
 
 def _alignment(main: Comparison, aligned: Mapping[str, Alignment], charts: Mapping[str, str]) -> Iterator[str]:

@@ -24,7 +24,7 @@ _REFERENCE_STYLE = {'true simulator': '--', 'random actions': ':'}
 
 
 def survival_size(comparison: Comparison) -> tuple[float, float]:
-  return 7.6, 1.0 + _ROW * len(_drawn(comparison))
+  return 6.5 + _names_width(comparison), 1.0 + _ROW * len(_drawn(comparison))
 
 
 def draw_survival(fig: 'Figure', comparison: Comparison) -> None:
@@ -51,7 +51,8 @@ def draw_survival(fig: 'Figure', comparison: Comparison) -> None:
 
 def curves_size(comparison: Comparison) -> tuple[float, float]:
   rows, columns = _grid(len(_drawn(comparison)))
-  return 2.05 * columns, 0.6 + 1.65 * rows
+  lines = max(1 + line.name.count(', ') for line in _drawn(comparison))
+  return 2.05 * columns, 0.6 + (1.5 + 0.15 * lines) * rows
 
 
 def draw_curves(fig: 'Figure', comparison: Comparison) -> None:
@@ -69,7 +70,7 @@ def draw_curves(fig: 'Figure', comparison: Comparison) -> None:
     colour = style.VERDICT_COLOURS[line.verdict]
     ax.fill_between(steps, [r.low for r in line.success], [r.high for r in line.success], color=colour, alpha=0.18, linewidth=0)
     ax.plot(steps, _estimates(line), color=colour, linewidth=1.6, marker=style.VERDICT_MARKERS[line.verdict], markersize=4)
-    ax.set_title(line.name, color=colour)
+    ax.set_title(_wrapped(line.name), color=colour)
     ax.set_ylim(-0.03, 1.03)
     ax.set_xticks(steps if len(steps) <= 8 else steps[:: math.ceil(len(steps) / 6)])
     _percent(ax.yaxis)
@@ -117,7 +118,7 @@ def draw_size(fig: 'Figure', comparison: Comparison) -> None:
 
 
 def alignment_size(comparison: Comparison) -> tuple[float, float]:
-  return 9.4, 1.35 + _ROW * len(_drawn(comparison))
+  return 8.3 + _names_width(comparison), 1.35 + _ROW * len(_drawn(comparison))
 
 
 def draw_alignment(fig: 'Figure', comparison: Comparison, aligned: Mapping[str, Alignment]) -> None:
@@ -140,7 +141,7 @@ def draw_alignment(fig: 'Figure', comparison: Comparison, aligned: Mapping[str, 
     ax.set_xlim(-0.55, 1.05)
     ax.set_xticks([-0.5, 0, 0.5, 1], ['-.5', '0', '.5', '1'])
     ax.set_title(f'{link.title}\n', fontsize=9.5)
-    ax.text(0, 1.02, link.question, transform=ax.transAxes, fontsize=7, color=style.SOFT, va='bottom')
+    _subtitle(ax, link.question)
   _success_panel(panels[-1], lines)
   panels[0].set_yticks(range(len(lines)), [line.name for line in lines])
   panels[0].set_ylim(len(lines) - 0.4, -0.6)
@@ -164,7 +165,7 @@ def draw_scatter(fig: 'Figure', comparison: Comparison, aligned: Mapping[str, Al
     _cloud(top, data.predicted_cost, data.realised_cost, data.solved, log_y=True)
     _identity(top)
     _cloud(bottom, data.realised_cost, data.distance, data.solved, log_y=False)
-    top.set_title(name, color=style.VERDICT_COLOURS[line.verdict])
+    top.set_title(_wrapped(name), color=style.VERDICT_COLOURS[line.verdict])
     top.set_xlabel('predicted cost', fontsize=8)
     bottom.set_xlabel('realised cost', fontsize=8)
   panels[0, 0].set_ylabel('realised cost')
@@ -181,6 +182,21 @@ def chosen_for_scatter(comparison: Comparison, count: int = 4) -> tuple[str, ...
 
 def _drawn(comparison: Comparison) -> list[Line]:
   return [line for line in comparison.lines if line.cells]
+
+
+def _names_width(comparison: Comparison) -> float:
+  """Inches that the longest name takes beside a chart."""
+  return 0.075 * max(len(line.name) for line in _drawn(comparison))
+
+
+def _wrapped(name: str) -> str:
+  """A variant's name on a line a module."""
+  return name.replace(', ', ',\n')
+
+
+def _subtitle(ax: 'Axes', text: str) -> None:
+  ax.annotate(
+      text, (0, 1), xycoords='axes fraction', xytext=(0, 4), textcoords='offset points', fontsize=7, color=style.SOFT, va='bottom')
 
 
 def _estimates(line: Line) -> list[float]:
@@ -200,7 +216,7 @@ def _success_panel(ax: 'Axes', lines: Sequence[Line]) -> None:
   ax.set_xlim(-0.03, 1.03)
   ax.set_xticks([0, 0.5, 1], ['0', '50', '100%'])
   ax.set_title('success\n', fontsize=9.5)
-  ax.text(0, 1.02, 'after the last iteration', transform=ax.transAxes, fontsize=7, color=style.SOFT, va='bottom')
+  _subtitle(ax, 'after the last iteration')
 
 
 def _reference_lines(ax: 'Axes', comparison: Comparison, vertical: bool) -> list['Artist']:

@@ -170,7 +170,8 @@ def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
       'undecided': f'no loss is established, but one of {margin} points is not excluded; more episodes would tell',
       'falls': f'worse than full precision, Holm-adjusted p < {LEVEL:g}',
   }
-  names = {verdict: ', '.join(line.name for line in comparison.with_verdict(verdict)) for verdict in meaning}
+  separator = '; ' if any(',' in line.name for line in comparison.lines) else ', '
+  names = {verdict: separator.join(line.name for line in comparison.with_verdict(verdict)) for verdict in meaning}
   return {verdict: f'{verdict.capitalize()}: {names[verdict]} ({meaning[verdict]}).' for verdict in meaning if names[verdict]}
 
 
