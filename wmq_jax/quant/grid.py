@@ -92,10 +92,12 @@ def exact_divide(x: jax.Array, y: jax.Array) -> jax.Array:
     XLA rewrites a division by a broadcast value into a multiplication by its reciprocal, which
     is an ulp off in half of all cases. One ulp moves a value that sits on a rounding boundary (the
     largest weight of every row does: it is 127.5 steps of an 8-bit grid), and whether the
-    rewrite applies changes between ``jit``, ``vmap`` and eager calls. Behind a select, the divisor
-    is no broadcast any more; NaN in ``x`` still gives NaN.
+    rewrite applies changes between ``jit``, ``vmap`` and eager calls. Behind a select that reads
+    both operands, the divisor is no broadcast any more, and the barrier keeps constants from
+    being folded into one. Where ``x + y`` is NaN, so is ``x / y``.
     """
-    return x / jnp.where(jnp.isnan(x), x, y)
+    both = x + jax.lax.optimization_barrier(jnp.asarray(y))
+    return x / jnp.where(jnp.isnan(both), both, y)
 
 
 def straight_through_round(x: jax.Array) -> jax.Array:

@@ -1,0 +1,218 @@
+"""Interception: any Linen model is quantized and calibrated without being edited."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wmq_jax import quant
+from wmq_jax.quant import linen
+
+
+class Network(nn.Module):
+    """One of each intercepted kind; the Dense gets its input by keyword."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), name="conv")(x)).reshape(x.shape[0], -1, 4)
+        x = nn.DenseGeneral((2, 3), name="general")(x)
+        x = nn.Dense(5, name="dense")(inputs=x.reshape(*x.shape[:2], 6))
+        x = nn.MultiHeadDotProductAttention(num_heads=1, qkv_features=5, name="attention")(x)
+        return nn.Einsum((5, 2), "abc,cd->abd", name="einsum")(x)
+
+
+class Layer(nn.Module):
+    @nn.compact
+    def __call__(self, x, _):
+        return jnp.tanh(nn.Dense(x.shape[-1], name="dense")(x)), None
+
+
+class Stack(nn.Module):
+    """Layers in a scan: one module path, one slice of each collection a layer."""
+
+    depth: int = 2
+
+    @nn.compact
+    def __call__(self, x):
+        axes = {"params": 0, linen.QUANT: 0, linen.STATS: 0}
+        layers = nn.scan(Layer, variable_axes=axes, split_rngs={"params": True}, length=self.depth)
+        return layers(name="layers")(x, None)[0]
+
+
+def initialized(model, x):
+    return model.init(jax.random.key(0), x)["params"]
+
+
+@pytest.fixture(scope="module")
+def images():
+    return jax.random.normal(jax.random.key(1), (3, 4, 4, 2))
+
+
+@pytest.fixture(scope="module")
+def network(images):
+    model = Network()
+    params = initialized(model, images)
+    statistics = quant.calibrate(linen.observe(model), {"params": params}, [(images,), (2 * images,)])
+    return model, params, statistics
+
+
+def test_every_kind_of_layer_is_a_site(network):
+    _, params, statistics = network
+    expected = {"conv", "general", "dense", "einsum", *(f"attention/{name}" for name in ("query", "key", "value", "out"))}
+    assert set(quant.site_statistics(statistics)) == expected == set(quant.kernel_sites(params))
+
+
+def test_static_inputs_equal_quantizing_by_hand(network, images):
+    """Replaces each input by hand and expects what the interceptor gives."""
+    model, params, statistics = network
+    variables = quant.quantize(quant.static_activations(4, rules=["conv", "dense"]), params, statistics)
+    quantizers = {name: variables["quant"][name]["input"] for name in ("conv", "dense")}
+    by_hand = {}
+
+    def spy(next_function, args, kwargs, context):
+        name = context.module.name
+        if context.method_name == "__call__" and name in quantizers:
+            x = args[0] if args else kwargs["inputs"]
+            by_hand[name] = x
+            return next_function(quant.fake_quant(x, quantizers[name]))
+        return next_function(*args, **kwargs)
+
+    with nn.intercept_methods(spy):
+        expected = model.apply({"params": params}, images)
+    assert set(by_hand) == {"conv", "dense"}
+    np.testing.assert_array_equal(linen.quantized_apply(model)(variables, images), expected)
+    assert jnp.abs(expected - model.apply({"params": params}, images)).max() > 1e-3
+
+
+def test_quantizers_that_are_off_change_no_bit(network, images):
+    model, params, statistics = network
+    plain = jax.jit(model.apply)({"params": params}, images)
+    for transform in (quant.static_activations(None), quant.dynamic_activations(16)):
+        variables = quant.quantize(transform, params, statistics)
+        np.testing.assert_array_equal(jax.jit(linen.quantized_apply(model))(variables, images), plain)
+
+
+def test_no_element_of_a_batch_influences_another(network, images):
+    model, params, statistics = network
+    for transform in (quant.dynamic_activations(4), quant.static_activations(4)):
+        variables = quant.quantize(transform, params, statistics)
+        apply = jax.jit(linen.quantized_apply(model))
+        spoiled = images.at[1:].multiply(100)
+        np.testing.assert_array_equal(apply(variables, spoiled)[0], apply(variables, images)[0])
+
+
+def test_the_context_ends_with_its_block(network, images):
+    model, params, statistics = network
+    variables = quant.quantize(quant.static_activations(2), params, statistics)
+    plain = model.apply({"params": params}, images)
+    quantized = linen.quantized_apply(model)(variables, images)
+    np.testing.assert_array_equal(model.apply(variables, images), plain)
+    assert jnp.abs(quantized - plain).max() > 1e-3
+
+
+def test_statistics_are_the_ranges_of_what_was_seen(network, images):
+    model, params, statistics = network
+    seen = statistics["conv"]["input"]
+    assert (int(seen.count), float(seen.minimum), float(seen.maximum)) == (
+        2,
+        float((2 * images).min()),
+        float((2 * images).max()),
+    )
+    parts = [quant.calibrate(linen.observe(model), {"params": params}, [(scale * images,)]) for scale in (1, 2)]
+    merged = quant.merge_statistics(quant.minmax(), *parts)
+    jax.tree.map(np.testing.assert_array_equal, merged, statistics)
+    continued = quant.calibrate(linen.observe(model), {"params": params}, [(2 * images,)], parts[0])
+    jax.tree.map(np.testing.assert_array_equal, continued, statistics)
+
+
+def test_batches_of_other_shapes_and_no_batches(network, images):
+    model, params, _ = network
+    observe = linen.observe(model)
+    statistics = quant.calibrate(observe, {"params": params}, [(images[:1],), (images[1:],)])
+    assert float(statistics["conv"]["input"].maximum) == float(images.max())
+    with pytest.raises(ValueError, match="calibration got no batches"):
+        quant.calibrate(observe, {"params": params}, [])
+
+
+def test_nan_in_calibration_is_reported_with_its_site(network, images):
+    model, params, _ = network
+    statistics = quant.calibrate(linen.observe(model), {"params": params}, [(images.at[0, 0, 0, 0].set(jnp.nan),)])
+    with pytest.raises(ValueError, match=r"calibration statistic 'conv/minimum' has 1 NaN"):
+        quant.quantize(quant.static_activations(8, rules=["conv"]), params, statistics)
+
+
+def test_scanned_layers_have_statistics_and_bits_of_their_own():
+    model, x = Stack(), jax.random.normal(jax.random.key(2), (5, 6))
+    params = initialized(model, x)
+    statistics = quant.calibrate(linen.observe(model), {"params": params}, [(x,)])
+    bits = jnp.array([3, 8])
+    variables = quant.quantize(quant.static_activations(bits), params, statistics)
+    exact = hidden = x
+    for layer in range(2):
+        kernel, bias = (params["layers"]["dense"][name][layer] for name in ("kernel", "bias"))
+        quantizer = quant.static_quantizer(exact.min(), exact.max(), int(bits[layer]))
+        hidden = jnp.tanh(quant.fake_quant(hidden, quantizer) @ kernel + bias)
+        exact = jnp.tanh(exact @ kernel + bias)
+    np.testing.assert_allclose(linen.quantized_apply(model)(variables, x), hidden, atol=1e-6)
+    swapped = quant.quantize(quant.static_activations(bits[::-1]), params, statistics)
+    assert jnp.abs(linen.quantized_apply(model)(swapped, x) - hidden).max() > 1e-2
+
+
+def test_scanned_kernels_get_a_scale_per_layer_and_channel():
+    model, x = Stack(), jnp.ones((5, 6))
+    params = initialized(model, x)
+    transform = quant.chain(quant.rtn(3, output_axes=(0, -1)), quant.dynamic_activations(jnp.array([8, 4])))
+    variables = quant.quantize(transform, params)
+    kernel = params["layers"]["dense"]["kernel"]
+    for layer in range(2):
+        expected = quant.fake_quant_weight(kernel[layer], quant.WeightSpec(3))
+        np.testing.assert_array_equal(variables["params"]["layers"]["dense"]["kernel"][layer], expected)
+    assert linen.quantized_apply(model)(variables, x).shape == x.shape
+
+
+def test_rows_of_a_table_run_as_they_do_alone(network, images):
+    model, params, statistics = network
+    transforms = [quant.chain(), quant.static_activations(3), quant.dynamic_activations(3), quant.static_activations(8)]
+    off = quant.quantize(quant.dynamic_activations(None), params)["quant"]
+    rows = [quant.quantize(transform, params, statistics)["quant"] or off for transform in transforms]
+    table = jax.tree.map(lambda *leaves: jnp.stack(leaves), *rows)
+    apply = linen.quantized_apply(model)
+    run = jax.jit(lambda table: jax.lax.map(lambda row: apply({"params": params, "quant": row}, images), table))
+    one = jax.jit(lambda row: apply({"params": params, "quant": row}, images))
+    for got, row in zip(run(table), rows):
+        np.testing.assert_array_equal(got, one(row))
+
+
+def test_half_precision_is_not_promoted(network, images):
+    _, params, statistics = network
+    seen = []
+
+    def spy(next_function, args, kwargs, context):
+        output = next_function(*args, **kwargs)
+        if context.method_name == "__call__":
+            seen.append(output.dtype)
+        return output
+
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+    transform = quant.chain(quant.rtn(8, rules=["dense/kernel"]), quant.static_activations(8))
+    variables = quant.quantize(transform, half, statistics)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables["params"])} == {jnp.dtype(jnp.bfloat16)}
+    with nn.intercept_methods(spy):
+        linen.quantized_apply(Network())(variables, images.astype(jnp.bfloat16))
+    assert seen and set(seen) == {jnp.dtype(jnp.bfloat16)}
+
+
+def test_straight_through_gradients_reach_inputs_and_scales(network, images):
+    model, params, statistics = network
+    variables = quant.quantize(quant.static_activations(4), params, statistics)
+
+    def loss(scale, x, rounding):
+        quantizer = variables["quant"]["dense"]["input"]._replace(scale=scale)
+        tree = {**variables["quant"], "dense": {"input": quantizer}}
+        return (linen.quantized_apply(model, rounding=rounding)({"params": params, "quant": tree}, x) ** 2).sum()
+
+    scale = variables["quant"]["dense"]["input"].scale
+    to_scale, to_x = jax.grad(loss, argnums=(0, 1))(scale, images, quant.straight_through_round)
+    assert jnp.isfinite(to_scale) and to_scale != 0 and jnp.abs(to_x).max() > 0
+    assert jnp.abs(jax.grad(loss, argnums=1)(scale, images, jnp.round)).max() == 0

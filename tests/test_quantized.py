@@ -1,0 +1,289 @@
+"""Variants of DINO-WM: grammar, the stacked table, sizes, calibration."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wmq_jax import quant, quantized
+from wmq_jax.models import PredictorConfig, ViTConfig, WorldModel, WorldModelConfig, official_config
+from wmq_jax.quant import paths
+from wmq_jax.quantized import ModuleSpec, VariantSpec, parse_variant
+
+CONFIG = WorldModelConfig(
+    encoder=ViTConfig(width=12, depth=2, heads=2, mlp_dim=20, table_grid=2),
+    predictor=PredictorConfig(depth=1, heads=2, dim_head=6, mlp_dim=24),
+    decoder=None,
+    proprio_dim=2,
+    action_dim=4,
+    image_size=32,
+    num_hist=2,
+    proprio_emb_dim=2,
+    action_emb_dim=2,
+)
+TEXTS = (
+    "fp",
+    "w4",
+    "w4g8",
+    "w8a8-tensor",
+    "w8a8-token",
+    "w3a4-token",
+    "encoder=w4",
+    "predictor=w4",
+    "encoder=w8a6-tensor,predictor=w4g8",
+    "w16a8-token",
+)
+
+
+def rollout_inputs(seed, batch=2, frames=1, actions=2):
+    keys = jax.random.split(jax.random.key(seed), 3)
+    visual = jax.random.uniform(keys[0], (batch, frames, 32, 32, 3), minval=-1)
+    return visual, jax.random.normal(keys[1], (batch, frames, 2)), jax.random.normal(keys[2], (batch, actions, 4))
+
+
+@pytest.fixture(scope="module")
+def world():
+    """(model, params, statistics, table of TEXTS)."""
+    model, inputs = WorldModel(CONFIG), rollout_inputs(0)
+    params = jax.jit(model.init)(jax.random.key(0), inputs[0], inputs[1], inputs[2][:, :1])["params"]
+    statistics = quantized.calibrate(model, {"params": params}, [inputs, rollout_inputs(1)])
+    specs = [parse_variant(text) for text in TEXTS]
+    return model, params, statistics, quantized.build_variants(CONFIG, params, specs, statistics)
+
+
+@pytest.fixture(scope="module")
+def rollout(world):
+    apply = quantized.quantized_apply(world[0])
+    return jax.jit(lambda variables, *inputs: apply(variables, *inputs, method="rollout").visual)
+
+
+def row(table, text):
+    return jax.tree.map(lambda leaf: leaf[TEXTS.index(text)], table)
+
+
+@pytest.mark.parametrize(
+    "text, name, canonical",
+    [
+        ("fp", "FP32", "fp"),
+        ("w16", "FP32", "fp"),
+        ("w32a16", "FP32", "fp"),
+        ("w4", "W4", "w4"),
+        ("rtn:w4", "W4", "w4"),
+        (" W4G32 ", "W4 g32", "w4g32"),
+        ("w8a8", "W8A8 per-tensor", "w8a8-tensor"),
+        ("w4g32a8-token", "W4A8 g32 per-token", "w4g32a8-token"),
+        ("w16a8-token", "W16A8 per-token", "w16a8-token"),
+        ("encoder=w4", "encoder W4", "encoder=w4"),
+        ("predictor=w4,encoder=fp", "predictor W4", "predictor=w4"),
+        ("encoder=w4,predictor=w4", "W4", "w4"),
+        ("encoder=w8, predictor=w4g16", "encoder W8, predictor W4 g16", "encoder=w8,predictor=w4g16"),
+    ],
+)
+def test_grammar(text, name, canonical):
+    spec = parse_variant(text)
+    assert (spec.name, spec.text) == (name, canonical)
+    assert parse_variant(spec.text) == spec
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "expected 'fp', or"),
+        ("w", "expected 'fp', or"),
+        ("4", "expected 'fp', or"),
+        ("w4a8-", "expected 'fp', or"),
+        ("w1", r"bits must be 2\.\.15, or None, 16 or 32 for no quantization; got 1"),
+        ("w8a17", "bits must be .* got 17"),
+        ("w4g0", "group_size must be a positive integer or None, not 0"),
+        ("w16g32", "a group size or a method needs weight bits below 16"),
+        ("w4a16-token", "an activation granularity needs activation bits below 16"),
+        ("w8a8-row", "per tensor or token, not per row"),
+        ("magic:w4", "there is no method 'magic'; the methods are rtn"),
+        ("decoder=w4", "must name encoder and predictor at most once each"),
+        ("encoder=w4,encoder=w8", "must name encoder and predictor at most once each"),
+        ("encoder=w4,w8", "must name encoder and predictor at most once each"),
+    ],
+)
+def test_bad_variants_are_quoted_with_what_is_wrong(text, message):
+    with pytest.raises(ValueError, match=f"variant '{text}': .*{message}"):
+        parse_variant(text)
+
+
+def test_json_of_a_variant():
+    assert parse_variant("predictor=w4g8a8-token").to_json() == {
+        "name": "predictor W4A8 g8 per-token",
+        "spec": "predictor=w4g8a8-token",
+        "encoder": dict.fromkeys(("weight_bits", "group_size", "act_bits", "act_granularity", "method")),
+        "predictor": {"weight_bits": 4, "group_size": 8, "act_bits": 8, "act_granularity": "token", "method": "rtn"},
+    }
+
+
+def test_sites_are_the_linear_layers_of_the_blocks(world):
+    _, params, statistics, _ = world
+    ours = {site for sites in quantized.sites(CONFIG).values() for site in sites}
+    blocks = {site for site in quant.kernel_sites(params) if "blocks_" in site or "layers_" in site}
+    assert ours == blocks and ours <= set(quant.site_statistics(statistics))
+    full = quantized.sites(official_config("pusht"))
+    assert {module: len(sites) for module, sites in full.items()} == {"encoder": 48, "predictor": 24}
+
+
+def test_a_single_head_of_full_width_has_no_output_projection():
+    config = CONFIG.replace(predictor=PredictorConfig(depth=1, heads=1, dim_head=CONFIG.predictor_dim, mlp_dim=8))
+    model, inputs = WorldModel(config), rollout_inputs(0)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), inputs[0], inputs[1], inputs[2][:, :1])["params"]
+    blocks = {site for site in quant.kernel_sites(shapes) if "blocks_" in site or "layers_" in site}
+    assert blocks == {site for sites in quantized.sites(config).values() for site in sites}
+
+
+def test_every_row_is_what_the_transforms_give_alone(world):
+    _, params, statistics, table = world
+    for text in TEXTS:
+        spec, got = parse_variant(text), row(table, text)
+        steps = []
+        for module in quantized.MODULES:
+            part, kernels, inputs = (
+                getattr(spec, module),
+                quantized.site_rules(CONFIG, module, "kernel"),
+                quantized.site_rules(CONFIG, module),
+            )
+            dynamic = part.act_granularity == "token" or part.act_bits is None
+            activations = quant.dynamic_activations if dynamic else quant.static_activations
+            steps += [quant.rtn(part.weight_bits, part.group_size, rules=kernels), activations(part.act_bits, rules=inputs)]
+        alone = quant.quantize(quant.chain(*steps), params, statistics)
+        jax.tree.map(np.testing.assert_array_equal, got["params"], alone["params"])
+        named = paths.named_leaves(alone["quant"])
+        for name, leaf in paths.named_leaves(got["quant"]).items():
+            off = np.asarray(named[f"{name.rpartition('/')[0]}/mode"]) == quant.OFF
+            if name.endswith("/mode") or not off:
+                np.testing.assert_array_equal(leaf, named[name], err_msg=f"{text} {name}")
+
+
+def test_full_precision_is_the_model_bit_for_bit(world, rollout):
+    model, params, _, table = world
+    inputs = rollout_inputs(2)
+    plain = jax.jit(lambda params, *inputs: model.apply({"params": params}, *inputs, method="rollout").visual)
+    np.testing.assert_array_equal(rollout(row(table, "fp"), *inputs), plain(params, *inputs))
+
+
+def test_encoder_and_predictor_are_apart(world):
+    _, params, _, table = world
+    for text, touched in (("encoder=w4", "encoder"), ("predictor=w4", "predictor")):
+        changed = jax.tree.map(lambda a, b: bool((a != b).any()), row(table, text)["params"], params)
+        kernels = {name.removesuffix("/kernel") for name, differs in paths.named_leaves(changed).items() if differs}
+        assert kernels == set(quantized.sites(CONFIG)[touched])
+
+
+def test_rows_run_in_a_loop_as_they_do_alone(world, rollout):
+    apply = quantized.quantized_apply(world[0])
+    inputs, table = rollout_inputs(2), world[3]
+    loop = jax.jit(lambda table: jax.lax.map(lambda one: apply(one, *inputs, method="rollout").visual, table))
+    outputs = loop(table)
+    for got, text in zip(outputs, TEXTS):
+        np.testing.assert_allclose(got, rollout(row(table, text), *inputs), atol=1e-5, err_msg=text)
+    distinct = {np.asarray(output).tobytes() for output in outputs}
+    assert len(distinct) == len(TEXTS)
+
+
+def test_fewer_bits_do_more_damage(world, rollout):
+    _, params, statistics, _ = world
+    inputs = rollout_inputs(3)
+    specs = [parse_variant(f"w{bits}a{bits}-{kind}") for kind in quantized.GRANULARITIES for bits in (3, 5, 8, 12)]
+    table = quantized.build_variants(CONFIG, params, [VariantSpec(), *specs], statistics)
+    exact, *outputs = [rollout(jax.tree.map(lambda leaf: leaf[i], table), *inputs) for i in range(len(specs) + 1)]
+    errors = [float(jnp.linalg.norm(output - exact)) for output in outputs]
+    assert errors[:4] == sorted(errors[:4], reverse=True) and errors[4:] == sorted(errors[4:], reverse=True)
+
+
+def test_compilations_do_not_grow_with_variants_or_bits(world):
+    _, params, statistics, _ = world
+    compiled = []
+
+    def count(event, *args, **kwargs):
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(event)
+
+    few = [parse_variant(text) for text in ("fp", "w4", "w4g8", "w8a8-tensor", "w8a8-token")]
+    many = [parse_variant(f"w{bits}{group}a{bits}-{kind}") for bits in range(2, 16) for group in ("", "g8") for kind in ("tensor", "token")]
+    quantized.build_variants(CONFIG, params, few, statistics)
+    jax.monitoring.register_event_duration_secs_listener(count)
+    try:
+        quantized.build_variants(CONFIG, params, many, statistics)
+        assert not compiled
+        quantized.build_variants(CONFIG, params, [parse_variant("w4g6")], statistics)
+        assert compiled, "the counter counts"
+    finally:
+        jax.monitoring.unregister_event_duration_listener(count)
+
+
+def test_tables_with_and_without_statistics_have_one_structure(world):
+    _, params, _, table = world
+    plain = quantized.build_variants(CONFIG, params, [VariantSpec()] * len(TEXTS))
+    assert jax.tree.structure(plain) == jax.tree.structure(table)
+    shapes = [[(leaf.shape, leaf.dtype) for leaf in jax.tree.leaves(tree)] for tree in (plain, table)]
+    assert shapes[0] == shapes[1]
+
+
+def test_statistics_are_ranges_over_all_batches(world):
+    seen = quant.site_statistics(world[2])
+    batches = [rollout_inputs(0), rollout_inputs(1)]
+    # Each rollout of one frame under two actions calls the encoder once and the predictor twice.
+    assert seen["encoder/blocks_0/attn/qkv"].count == 2 and seen["predictor/layers_0/attn/to_qkv"].count == 4
+    for site, part in (("action_encoder/proj", 2), ("proprio_encoder/proj", 1)):
+        values = [batch[part] for batch in batches]
+        assert (seen[site].minimum, seen[site].maximum) == (np.min(values), np.max(values))
+
+
+def test_gradients_pass_the_rounding_of_activations_on_request(world):
+    model, _, _, table = world
+    visual, proprio, actions = rollout_inputs(2)
+
+    def loss(actions, straight_through):
+        apply = quantized.quantized_apply(model, straight_through)
+        return (apply(row(table, "w8a8-token"), visual, proprio, actions, method="rollout").visual ** 2).sum()
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)(actions, True)
+    assert jnp.isfinite(gradient).all() and (jnp.abs(gradient).max((0, 2)) > 0).all()
+
+
+def test_size(world):
+    """Recounted weight by weight."""
+    _, params, _, _ = world
+    leaves = paths.named_leaves(params)
+    full = sum(leaf.size * 4 for leaf in leaves.values())
+    assert quantized.size_bytes(CONFIG, params, VariantSpec()) == full
+    for text in ("w3", "w4g8", "predictor=w8a8-tensor"):
+        spec, expected = parse_variant(text), full
+        for module, names in quantized.sites(CONFIG).items():
+            part = getattr(spec, module)
+            for site in names if part.weight_bits else ():
+                inputs, outputs = leaves[f"{site}/kernel"].shape
+                groups = 1 if part.group_size is None else -(-inputs // part.group_size)
+                packed = -(-inputs * outputs * part.weight_bits // 8)
+                expected += packed + 4 * groups * outputs - 4 * inputs * outputs
+                expected += 8 if part.act_granularity == "tensor" else 0
+        assert quantized.size_bytes(CONFIG, params, spec) == expected
+
+
+def test_what_cannot_be_built_is_named(world):
+    _, params, statistics, _ = world
+    static, weights = [parse_variant("w8a8-tensor")], [parse_variant("w4")]
+    with pytest.raises(ValueError, match="variant 'w8a8-tensor' quantizes activations per tensor and needs calibration"):
+        quantized.build_variants(CONFIG, params, static)
+    with pytest.raises(ValueError, match="there are no variants"):
+        quantized.build_variants(CONFIG, params, [])
+    with pytest.raises(ValueError, match="lack 'predictor/layers_1/attn/to_qkv/kernel'"):
+        quantized.build_variants(CONFIG.replace(predictor=PredictorConfig(depth=2, heads=2, dim_head=6, mlp_dim=24)), params, weights)
+    bad = jax.tree.map(lambda leaf: leaf, params)
+    bad["encoder"]["blocks_1"]["mlp"]["fc2"]["bias"] = bad["encoder"]["blocks_1"]["mlp"]["fc2"]["bias"].at[0].set(jnp.nan)
+    with pytest.raises(ValueError, match="weight 'encoder/blocks_1/mlp/fc2/bias' has 1 NaN or infinite values of 12"):
+        quantized.check_variants(CONFIG, bad, weights)
+    spoiled = {**statistics, "predictor": jax.tree.map(lambda leaf: leaf * jnp.nan, statistics["predictor"])}
+    with pytest.raises(ValueError, match="calibration statistic 'predictor/layers_0/.*' has 1 NaN"):
+        quantized.build_variants(CONFIG, params, static, spoiled)
+    with pytest.raises(ValueError, match="the calibration statistics lack site 'predictor/layers_0/attn/to_qkv'"):
+        quantized.build_variants(CONFIG, params, static, {"encoder": statistics["encoder"]})
+
+
+def test_specs_normalize_their_bits():
+    assert ModuleSpec(16, act_bits=32) == ModuleSpec()
+    assert ModuleSpec(4).method == "rtn" and ModuleSpec(4, act_bits=8).act_granularity == "tensor"
