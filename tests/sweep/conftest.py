@@ -38,9 +38,9 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def config(checkpoint):
-    """A resolved config that takes seconds; tests change their own copy."""
+@pytest.fixture(scope="session")
+def base_config(checkpoint):
+    """A resolved config that takes seconds."""
     config = wall.get_config("small").to_dict()
     config["checkpoint"] = str(checkpoint)
     config["variants"] = "fp w4 w8a8-tensor w3a4-token"
@@ -49,14 +49,21 @@ def config(checkpoint):
     config["calibration"] = dict(episodes=2, iterations=2, samples=2)
     config["engine"]["tiles_per_call"] = 2
     config["references"], config["pictures"] = False, 0
-    return copy.deepcopy(config)
+    return config
 
 
 @pytest.fixture
-def prepare(config):
+def config(base_config):
+    """A copy of the config that a test may change."""
+    return copy.deepcopy(base_config)
+
+
+@pytest.fixture(scope="session")
+def prepare(base_config):
     """``prepare(**changes)``: the sweep of the config with fields ``group__field=value`` changed."""
 
     def make(**changes):
+        config = copy.deepcopy(base_config)
         for path, value in changes.items():
             *groups, field = path.split("__")
             holder = config
