@@ -203,7 +203,12 @@ def test_compilations_do_not_grow_with_variants_or_bits(world):
             compiled.append(event)
 
     few = [parse_variant(text) for text in ("fp", "w4", "w4g8", "w8a8-tensor", "w8a8-token")]
-    many = [parse_variant(f"w{bits}{group}a{bits}-{kind}") for bits in range(2, 16) for group in ("", "g8") for kind in ("tensor", "token")]
+    many = [
+        parse_variant(f"w{bits}{group}a{bits}-{kind}")
+        for bits in range(2, 16)
+        for group in ("", "g8")
+        for kind in quantized.GRANULARITIES
+    ]
     quantized.build_variants(CONFIG, params, few, statistics)
     jax.monitoring.register_event_duration_secs_listener(count)
     try:
@@ -272,7 +277,8 @@ def test_what_cannot_be_built_is_named(world):
     with pytest.raises(ValueError, match="there are no variants"):
         quantized.build_variants(CONFIG, params, [])
     with pytest.raises(ValueError, match="lack 'predictor/layers_1/attn/to_qkv/kernel'"):
-        quantized.build_variants(CONFIG.replace(predictor=PredictorConfig(depth=2, heads=2, dim_head=6, mlp_dim=24)), params, weights)
+        deeper = CONFIG.replace(predictor=CONFIG.predictor.replace(depth=2))
+        quantized.build_variants(deeper, params, weights)
     bad = jax.tree.map(lambda leaf: leaf, params)
     bad["encoder"]["blocks_1"]["mlp"]["fc2"]["bias"] = bad["encoder"]["blocks_1"]["mlp"]["fc2"]["bias"].at[0].set(jnp.nan)
     with pytest.raises(ValueError, match="weight 'encoder/blocks_1/mlp/fc2/bias' has 1 NaN or infinite values of 12"):

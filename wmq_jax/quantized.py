@@ -298,8 +298,8 @@ def _quantizers(ranges: dict[str, quant.Range], bits: jax.Array, per_token: jax.
 def size_bytes(config: WorldModelConfig, params: PyTree, spec: VariantSpec) -> int:
     """Bytes that a variant takes when its integers are packed.
 
-    Counts, for every quantized kernel, ``bits`` a weight (rounded up to whole bytes) and a float32 scale a group; for every static
-    activation quantizer a float32 scale and zero point; everything else in ``params`` at its own size (leave the decoder out of
+    Counts, for every quantized kernel, ``bits`` a weight (rounded up to whole bytes) and a float32 scale a group; for every
+    static activation quantizer a float32 scale and zero point; everything else in ``params`` at its own size (leave the decoder out of
     ``params`` for what planning needs). Round-to-nearest grids are symmetric: their weights have no zero points.
     """
     leaves = paths.named_leaves(params)

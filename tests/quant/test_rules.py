@@ -24,7 +24,8 @@ def test_the_first_matching_rule_wins_and_the_rest_is_left_alone():
 
 
 def test_a_pattern_has_to_match_the_whole_name():
-    with pytest.raises(ValueError, match=r"rule 0 \('kernel'\) applies to nothing: it matches none of 4 names, such as 'a/kernel'"):
+    message = r"rule 0 \('kernel'\) applies to nothing: it matches none of 4 names, such as 'a/kernel'"
+    with pytest.raises(ValueError, match=message):
         match_rules(["kernel"], NAMES, Settings())
 
 

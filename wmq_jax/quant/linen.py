@@ -14,8 +14,10 @@ from __future__ import annotations
 import contextlib
 from typing import Any, Callable, Iterator
 
+import jax.numpy as jnp
 from flax import linen as nn
 
+from wmq_jax.quant.grid import Rounding
 from wmq_jax.quant.observers import Observer, minmax
 from wmq_jax.quant.quantizer import fake_quant
 
@@ -26,17 +28,17 @@ INTERCEPTED = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvLocal, nn.C
 
 
 @contextlib.contextmanager
-def quantize_inputs(**fake_quant_options: Any) -> Iterator[None]:
+def quantize_inputs(rounding: Rounding = jnp.round) -> Iterator[None]:
     """Within it, every intercepted module with a quantizer gets its input fake-quantized.
 
     Args:
-      **fake_quant_options: passed on to ``fake_quant`` (``rounding``).
+      rounding: ``straight_through_round`` where gradients are wanted.
     """
 
     def quantize(module: nn.Module, x):
         if not module.has_variable(QUANT, INPUT):
             return x
-        return fake_quant(x, module.get_variable(QUANT, INPUT), **fake_quant_options)
+        return fake_quant(x, module.get_variable(QUANT, INPUT), rounding)
 
     with nn.intercept_methods(_on_input(quantize)):
         yield
@@ -60,11 +62,11 @@ def observe_inputs(observer: Observer) -> Iterator[None]:
         yield
 
 
-def quantized_apply(model: nn.Module, **fake_quant_options: Any) -> Callable[..., Any]:
-    """``model.apply`` that honours the quantizers in ``variables['quant']``."""
+def quantized_apply(model: nn.Module, rounding: Rounding = jnp.round) -> Callable[..., Any]:
+    """``model.apply`` that honours the quantizers in ``variables['quant']``; see ``quantize_inputs``."""
 
     def apply(variables, *args, **kwargs):
-        with quantize_inputs(**fake_quant_options):
+        with quantize_inputs(rounding):
             return model.apply(variables, *args, **kwargs)
 
     return apply

@@ -107,7 +107,7 @@ def fake_quant(x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding = jn
 
     Args:
       x: (..., C) floating-point array; its shape and dtype are kept (the arithmetic is float32).
-      quantizer: scalar fields, or fields that broadcast against ``x`` in ``STATIC`` mode.
+      quantizer: its mode is a scalar; a static scale and zero point may be arrays that broadcast with ``x``.
       rounding: ``straight_through_round`` where gradients are wanted.
 
     Raises:
