@@ -283,9 +283,8 @@ def _stroke(line: str, colour: str, label: str):
 def _cloud(ax: 'Axes', x: np.ndarray, y: np.ndarray, solved: np.ndarray, log_y: bool) -> None:
   """Solved and unsolved plans as points; those that a log axis has no place for (not finite, not positive) are left out."""
   drawable = np.isfinite(x) & np.isfinite(y) & (x > 0) & ((y > 0) | (not log_y))
-  if drawable.any():
-    ax.set_xscale('log')
-    ax.set_yscale('log' if log_y else 'linear')
+  ax.set_xscale('log')
+  ax.set_yscale('log' if log_y else 'linear')
   for wanted, marker, role in ((False, 'x', 'falls'), (True, 'o', 'survives')):
     chosen = drawable & (solved == wanted)
     ax.scatter(

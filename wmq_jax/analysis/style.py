@@ -97,10 +97,10 @@ def to_png(fig: 'Figure', dpi: int = 160) -> bytes:
 def to_svg(fig: 'Figure', name: str) -> str:
   """An <svg> element for a page: ids prefixed by `name`, palette colours replaced by CSS variables (`theme_css`)."""
   out = io.StringIO()
-  fig.savefig(out, format='svg', metadata={'Date': None, 'Creator': None})
+  fig.savefig(out, format='svg')
   svg = out.getvalue()
   svg = svg[svg.index('<svg') :]
-  svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)
+  svg = re.sub(r'<metadata>.*?</metadata>', '', svg, flags=re.DOTALL)  # holds the date
   svg = re.sub(r'(\bid="|href="#|url\(#)', rf'\g<1>{name}-', svg)
   for role, tone in TONES.items():
     svg = re.sub(tone.light, f'var(--{role})', svg, flags=re.IGNORECASE)
