@@ -14,7 +14,12 @@ def _read(tmp_path, synthetic, rows):
 
 def test_gather_counts_drops_from_the_state_before_each_plan(tmp_path, synthetic):
   row = synthetic.make_row(success=(False, True)) | {
-      'predicted_cost': [1.0, 0.2], 'realised_cost': [1.5, 0.4], 'distance': [20.0, 3.0], 'initial_cost': 4.0, 'initial_distance': 30.0}
+    'predicted_cost': [1.0, 0.2],
+    'realised_cost': [1.5, 0.4],
+    'distance': [20.0, 3.0],
+    'initial_cost': 4.0,
+    'initial_distance': 30.0,
+  }
   points = gather(_read(tmp_path, synthetic, [row]))
   assert points.predicted_drop.tolist() == [3.0, 1.3] and points.distance_drop.tolist() == [10.0, 17.0]
   assert points.solved.tolist() == [False, True] and points.iteration.tolist() == [1, 2]
@@ -23,15 +28,24 @@ def test_gather_counts_drops_from_the_state_before_each_plan(tmp_path, synthetic
 def _planner(synthetic, predicted, realised, distance, failed):
   """One-iteration rows with the given values."""
   return [
-      synthetic.make_row(episode=i, success=(not f,)) | {
-          'predicted_cost': [p], 'realised_cost': [r], 'distance': [d], 'initial_cost': 9.0, 'initial_distance': 9.0, 'iterations': 1}
-      for i, (p, r, d, f) in enumerate(zip(predicted, realised, distance, failed))
+    synthetic.make_row(episode=i, success=(not f,))
+    | {
+      'predicted_cost': [p],
+      'realised_cost': [r],
+      'distance': [d],
+      'initial_cost': 9.0,
+      'initial_distance': 9.0,
+      'iterations': 1,
+    }
+    for i, (p, r, d, f) in enumerate(zip(predicted, realised, distance, failed))
   ]
 
 
 def test_a_planner_that_knows_everything_is_perfectly_aligned(tmp_path, synthetic):
   cost = np.linspace(1, 2, 12).tolist()
-  rows = _read(tmp_path, synthetic, _planner(synthetic, cost, [c**2 for c in cost], [3 * c for c in cost], [c > 1.5 for c in cost]))
+  rows = _read(
+    tmp_path, synthetic, _planner(synthetic, cost, [c**2 for c in cost], [3 * c for c in cost], [c > 1.5 for c in cost])
+  )
   found = {link.title: correlation for link, correlation in zip(LINKS, align(rows)['FP32'].correlations)}
   for link in ('imagination', 'objective', 'progress'):
     assert found[link].rho == pytest.approx(1) == found[link].first_rho
@@ -70,7 +84,12 @@ def test_noise_floor_counts_success_and_path_apart(tmp_path, synthetic):
   path, bent = [[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]], [[0.0, 0.0], [1.0, 3.0], [2.0, 0.0]]
   row = synthetic.make_row
   rows = [row('FP32', e, path=path) for e in range(4)] + [row('W8', 0, path=path)]
-  again = [row('FP32', 0, path=path), row('FP32', 1, path=bent), row('FP32', 2, path=path[:2]), row('FP32', 3, success=(True, True), path=path)]
+  again = [
+    row('FP32', 0, path=path),
+    row('FP32', 1, path=bent),
+    row('FP32', 2, path=path[:2]),
+    row('FP32', 3, success=(True, True), path=path),
+  ]
   folder = synthetic.write_folder(tmp_path / 'r', rows)
   synthetic.write_lines(folder / 'noise_floor.jsonl', again)
   results = load_results(folder)

@@ -58,7 +58,15 @@ def test_writes_page_pictures_and_tables(written):
   folder, summary = written
   assert summary.report == folder / 'report.html' and all(path.is_file() for path in summary.files)
   names = {path.stem for path in (folder / 'pictures').glob('*.png')}
-  assert {'survival', 'success_by_iteration', 'success_by_size', 'alignment', 'plans', 'rollout_fp32_success', 'rollout_fp32_failure'} <= names
+  assert {
+    'survival',
+    'success_by_iteration',
+    'success_by_size',
+    'alignment',
+    'plans',
+    'rollout_fp32_success',
+    'rollout_fp32_failure',
+  } <= names
   assert all(path.read_bytes().startswith(b'\x89PNG') for path in (folder / 'pictures').glob('*.png'))
   assert (folder / 'table.csv').read_text().startswith('horizon,variant,')
   assert summary.headline in (folder / 'report.html').read_text() and 'W8A8 per-token' in summary.table
@@ -83,8 +91,19 @@ def test_charts_take_their_colours_from_the_page(written):
 def test_page_says_what_the_numbers_rest_on(written):
   text = ' '.join(_parse(written[0] / 'report.html').text)
   for phrase in (
-      'Who survives?', 'one checkpoint, one CEM seed', 'latent space', 'harder ones', 'Numerical-noise floor', '(1 and 2 cells)', 'non-finite from 2',
-      'true simulator', '0123456789abcdef', 'jax 0.10.2', '--xla_cpu_multi_thread_eigen=false', 'Newcombe (1998)'):
+    'Who survives?',
+    'one checkpoint, one CEM seed',
+    'latent space',
+    'harder ones',
+    'Numerical-noise floor',
+    '(1 and 2 cells)',
+    'non-finite from 2',
+    'true simulator',
+    '0123456789abcdef',
+    'jax 0.10.2',
+    '--xla_cpu_multi_thread_eigen=false',
+    'Newcombe (1998)',
+  ):
     assert phrase in text, phrase
 
 
@@ -95,23 +114,31 @@ def test_writing_again_gives_equal_files(tmp_path, synthetic):
   assert {path: path.read_bytes() for path in before} == before
 
 
-@pytest.mark.parametrize('case', ['nothing finished', 'one variant', 'no full precision', 'all fail', 'not finite', 'plain path'])
+@pytest.mark.parametrize(
+  'case', ['nothing finished', 'one variant', 'no full precision', 'all fail', 'not finite', 'plain path']
+)
 def test_unusual_sweeps_have_a_report(tmp_path, synthetic, case):
   row = synthetic.make_row
   rows = {
-      'nothing finished': [],
-      'one variant': [row('FP32')],
-      'no full precision': [row('W8', e) for e in range(3)],
-      'all fail': [row(name, e, success=(False, False)) for name in ('FP32', 'W8') for e in range(3)],
-      'not finite': [row('FP32', e) for e in range(3)] + [
-          row('W8', e, success=(False, False), nonfinite=1) | {'predicted_cost': [None, None], 'realised_cost': [None, None]} for e in range(3)],
-      'plain path': [row('FP32', e) for e in range(3)],
+    'nothing finished': [],
+    'one variant': [row('FP32')],
+    'no full precision': [row('W8', e) for e in range(3)],
+    'all fail': [row(name, e, success=(False, False)) for name in ('FP32', 'W8') for e in range(3)],
+    'not finite': [row('FP32', e) for e in range(3)]
+    + [
+      row('W8', e, success=(False, False), nonfinite=1) | {'predicted_cost': [None, None], 'realised_cost': [None, None]}
+      for e in range(3)
+    ],
+    'plain path': [row('FP32', e) for e in range(3)],
   }[case]
   folder = synthetic.write_folder(tmp_path / 'r', rows)
   if case == 'plain path':
     sweep = synthetic.write_sweep(tmp_path / 's', episodes=4, iterations=2, variants=1)
     shutil.copy(sweep / 'traces.npz', folder)
-    index = [{key: value for key, value in entry.items() if key != 'extent'} for entry in json.loads((sweep / 'traces.json').read_text())]
+    index = [
+      {key: value for key, value in entry.items() if key != 'extent'}
+      for entry in json.loads((sweep / 'traces.json').read_text())
+    ]
     (folder / 'traces.json').write_text(json.dumps(index[:1]))
   summary = write_report(folder)
   assert summary.headline in ' '.join(_parse(summary.report).text)

@@ -76,25 +76,31 @@ def _rewrite(change):
 
 
 @pytest.mark.parametrize(
-    'damage, sentence',
-    [
-        (lambda folder: (folder / 'config.json').unlink(), 'has no config.json, so it is not the results folder of a sweep'),
-        (lambda folder: (folder / 'rows.jsonl').unlink(), 'neither rows.jsonl nor a journal'),
-        (_damage('config.json', '{'), 'config.json is not valid JSON'),
-        (_damage('variants.json', '{}'), 'must hold a JSON list, not a dict'),
-        (_damage('variants.json', '[{"name": "W8"}]'), "entry 0 is not a variant: 'encoder' is missing"),
-        (_damage('rows.jsonl', '{"variant"'), 'rows.jsonl line 1 is not valid JSON'),
-        (_damage('episodes.json', '{"evaluation": [3]}'), 'is not a manifest of episodes'),
-        (_rewrite(lambda rows: rows[1].pop('seed')), "line 2 is not a row: 'seed' is missing"),
-        (_rewrite(lambda rows: rows[0].update(variant='W9')), "the variant 'W9', which is not one of: FP32, W8"),
-        (_rewrite(lambda rows: rows[0]['distance'].append(1.0)), 'distance has 3 values for 2 iterations'),
-        (_rewrite(lambda rows: rows[0].update(success=[True, False])), 'success is not sticky'),
-        (_rewrite(lambda rows: rows[0].update(success=[True])), 'success has 1 values for 2 iterations'),
-        (_rewrite(lambda rows: rows[0].update(nonfinite_iteration=0)), 'nonfinite_iteration must be null or 1..2'),
-        (_rewrite(lambda rows: rows[0].update(path=[])), 'path must be a list of'),
-        (_rewrite(lambda rows: rows.append(rows[0] | {'initial_cost': 9.0})), "'FP32', episode 0, seed 0, horizon 5 has two different rows"),
-        (_rewrite(lambda rows: rows.append(rows[0] | {'episode': 9, 'success': [False, True, True]})), 'rows of different protocols'),
-    ],
+  'damage, sentence',
+  [
+    (lambda folder: (folder / 'config.json').unlink(), 'has no config.json, so it is not the results folder of a sweep'),
+    (lambda folder: (folder / 'rows.jsonl').unlink(), 'neither rows.jsonl nor a journal'),
+    (_damage('config.json', '{'), 'config.json is not valid JSON'),
+    (_damage('variants.json', '{}'), 'must hold a JSON list, not a dict'),
+    (_damage('variants.json', '[{"name": "W8"}]'), "entry 0 is not a variant: 'encoder' is missing"),
+    (_damage('rows.jsonl', '{"variant"'), 'rows.jsonl line 1 is not valid JSON'),
+    (_damage('episodes.json', '{"evaluation": [3]}'), 'is not a manifest of episodes'),
+    (_rewrite(lambda rows: rows[1].pop('seed')), "line 2 is not a row: 'seed' is missing"),
+    (_rewrite(lambda rows: rows[0].update(variant='W9')), "the variant 'W9', which is not one of: FP32, W8"),
+    (_rewrite(lambda rows: rows[0]['distance'].append(1.0)), 'distance has 3 values for 2 iterations'),
+    (_rewrite(lambda rows: rows[0].update(success=[True, False])), 'success is not sticky'),
+    (_rewrite(lambda rows: rows[0].update(success=[True])), 'success has 1 values for 2 iterations'),
+    (_rewrite(lambda rows: rows[0].update(nonfinite_iteration=0)), 'nonfinite_iteration must be null or 1..2'),
+    (_rewrite(lambda rows: rows[0].update(path=[])), 'path must be a list of'),
+    (
+      _rewrite(lambda rows: rows.append(rows[0] | {'initial_cost': 9.0})),
+      "'FP32', episode 0, seed 0, horizon 5 has two different rows",
+    ),
+    (
+      _rewrite(lambda rows: rows.append(rows[0] | {'episode': 9, 'success': [False, True, True]})),
+      'rows of different protocols',
+    ),
+  ],
 )
 def test_damage_is_one_sentence(tmp_path, synthetic, damage, sentence):
   folder = synthetic.write_folder(tmp_path / 'r', _rows(synthetic), synthetic.variant_entries(2))

@@ -17,13 +17,13 @@ COUNT = st.integers(0, 40)
 
 
 @pytest.mark.parametrize(
-    'successes, trials, low, high',
-    [  # Newcombe, Statistics in Medicine 17:857-872 (1998), table I, method 3
-        (81, 263, 0.2553, 0.3662),
-        (15, 148, 0.0624, 0.1605),
-        (0, 20, 0.0, 0.1611),
-        (1, 29, 0.0061, 0.1718),
-    ],
+  'successes, trials, low, high',
+  [  # Newcombe, Statistics in Medicine 17:857-872 (1998), table I, method 3
+    (81, 263, 0.2553, 0.3662),
+    (15, 148, 0.0624, 0.1605),
+    (0, 20, 0.0, 0.1611),
+    (1, 29, 0.0061, 0.1718),
+  ],
 )
 def test_wilson_textbook(successes, trials, low, high):
   assert stats.wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
@@ -48,7 +48,7 @@ def test_wilson_mirrors_success_and_failure(trials, share):
 
 
 def test_newcombe_textbook():
-  """Complete response before and after consolidation: Fagerland, Lydersen & Laake, Statistical Analysis of Contingency Tables (2017), ch. 8."""
+  """Complete response before and after consolidation: Fagerland, Lydersen & Laake, Contingency Tables (2017), ch. 8."""
   assert stats.newcombe_paired_interval(stats.PairedTable(59, 6, 16, 80)) == pytest.approx((-0.1186, -0.0046), abs=5e-5)
 
 
@@ -159,19 +159,19 @@ def test_design_effect_of_equal_clusters(size, clusters, correlation):
 
 
 @pytest.mark.parametrize(
-    'call, sentence',
-    [
-        (lambda: stats.wilson_interval(3, 2), 'successes must be within 0..trials'),
-        (lambda: stats.wilson_interval(0, 0), 'trials positive'),
-        (lambda: stats.wilson_interval(1, 2, 1.5), 'confidence must be inside'),
-        (lambda: stats.newcombe_paired_interval(stats.PairedTable(0, 0, 0, 0)), 'positive total'),
-        (lambda: stats.newcombe_paired_interval(stats.PairedTable(1, -1, 2, 2)), 'non-negative'),
-        (lambda: stats.mcnemar_exact(-1, 2), 'must not be negative'),
-        (lambda: stats.holm([0.2, 1.2]), 'p-values must lie in 0..1'),
-        (lambda: stats.holm([float('nan')]), 'p-values must lie in 0..1'),
-        (lambda: stats.design_effect([], 0.5), 'at least one'),
-        (lambda: stats.intraclass_correlation([([1, 2], [1])]), 'as many cluster labels as values'),
-    ],
+  'call, sentence',
+  [
+    (lambda: stats.wilson_interval(3, 2), 'successes must be within 0..trials'),
+    (lambda: stats.wilson_interval(0, 0), 'trials positive'),
+    (lambda: stats.wilson_interval(1, 2, 1.5), 'confidence must be inside'),
+    (lambda: stats.newcombe_paired_interval(stats.PairedTable(0, 0, 0, 0)), 'positive total'),
+    (lambda: stats.newcombe_paired_interval(stats.PairedTable(1, -1, 2, 2)), 'non-negative'),
+    (lambda: stats.mcnemar_exact(-1, 2), 'must not be negative'),
+    (lambda: stats.holm([0.2, 1.2]), 'p-values must lie in 0..1'),
+    (lambda: stats.holm([float('nan')]), 'p-values must lie in 0..1'),
+    (lambda: stats.design_effect([], 0.5), 'at least one'),
+    (lambda: stats.intraclass_correlation([([1, 2], [1])]), 'as many cluster labels as values'),
+  ],
 )
 def test_bad_input_is_a_sentence(call, sentence):
   with pytest.raises(ValueError, match=sentence):

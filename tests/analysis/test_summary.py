@@ -11,16 +11,22 @@ WON, LOST = (False, True), (False, False)
 def _load(tmp_path, synthetic, outcomes, seeds=1, references=()):
   """A folder in which each variant solves the episodes that `outcomes` says; the same in every seed."""
   rows = [
-      synthetic.make_row(name, episode, seed, success=WON if solved else LOST)
-      for name, episodes in outcomes.items()
-      for seed in range(seeds)
-      for episode, solved in enumerate(episodes)
-      if solved is not None
+    synthetic.make_row(name, episode, seed, success=WON if solved else LOST)
+    for name, episodes in outcomes.items()
+    for seed in range(seeds)
+    for episode, solved in enumerate(episodes)
+    if solved is not None
   ]
   folder = synthetic.write_folder(tmp_path / f'seeds{seeds}', rows)
   if references:
-    synthetic.write_lines(folder / 'reference.jsonl', [
-        synthetic.make_row(name, episode, success=WON if solved else LOST) for name, episodes in references for episode, solved in enumerate(episodes)])
+    synthetic.write_lines(
+      folder / 'reference.jsonl',
+      [
+        synthetic.make_row(name, episode, success=WON if solved else LOST)
+        for name, episodes in references
+        for episode, solved in enumerate(episodes)
+      ],
+    )
   return load_results(folder)
 
 
@@ -68,7 +74,9 @@ def test_repeating_every_cell_under_other_seeds_adds_no_certainty(tmp_path, synt
 
 
 def test_rates_at_every_iteration(tmp_path, synthetic):
-  rows = [synthetic.make_row('FP32', e, success=s) for e, s in enumerate([(True, True), (False, True), (False, False), (False, True)])]
+  rows = [
+    synthetic.make_row('FP32', e, success=s) for e, s in enumerate([(True, True), (False, True), (False, False), (False, True)])
+  ]
   line = compare(load_results(synthetic.write_folder(tmp_path / 'r', rows)), 5).lines[0]
   assert [rate.estimate for rate in line.success] == [0.25, 0.75]
   assert (line.success[1].low, line.success[1].high) == stats.wilson_interval(3, 4)

@@ -37,7 +37,9 @@ def test_nonfinite_variants_say_where_it_began(results):
   assert '! W3: plans became non-finite in' in format_table(results) and 'first in MPC iteration 2' in format_table(results)
 
 
-@pytest.mark.parametrize('iterations, shown', [(1, (1,)), (2, (1, 2)), (4, (1, 2, 3, 4)), (5, (1, 2, 3, 5)), (10, (1, 2, 3, 5, 10))])
+@pytest.mark.parametrize(
+  'iterations, shown', [(1, (1,)), (2, (1, 2)), (4, (1, 2, 3, 4)), (5, (1, 2, 3, 5)), (10, (1, 2, 3, 5, 10))]
+)
 def test_columns_of_iterations(iterations, shown):
   assert shown_iterations(iterations) == shown
 
@@ -52,7 +54,9 @@ def test_several_seeds_are_named(tmp_path, synthetic):
 def test_unfinished_sweeps_say_so(tmp_path, synthetic):
   folder = synthetic.write_folder(tmp_path / 'r', [])
   (folder / 'rows.jsonl').unlink()
-  synthetic.write_lines(folder / 'journal' / 'rows-0.jsonl', [synthetic.make_row('FP32', e) for e in range(3)] + [synthetic.make_row('W8')])
+  synthetic.write_lines(
+    folder / 'journal' / 'rows-0.jsonl', [synthetic.make_row('FP32', e) for e in range(3)] + [synthetic.make_row('W8')]
+  )
   text = format_table(load_results(folder))
   assert 'not finished' in text and 'Variants have 0 to 3 finished cells' in text
   (folder / 'journal' / 'rows-0.jsonl').write_text('')

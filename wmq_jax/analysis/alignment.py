@@ -57,10 +57,10 @@ class Link:
 
 
 LINKS = (
-    Link('imagination', 'predicted_cost', 'realised_cost', 'predicted cost vs realised cost'),
-    Link('objective', 'realised_cost', 'distance', 'realised cost vs true distance'),
-    Link('progress', 'predicted_drop', 'distance_drop', 'predicted gain vs true gain'),
-    Link('task', 'predicted_cost', 'failed', 'predicted cost vs failure'),
+  Link('imagination', 'predicted_cost', 'realised_cost', 'predicted cost vs realised cost'),
+  Link('objective', 'realised_cost', 'distance', 'realised cost vs true distance'),
+  Link('progress', 'predicted_drop', 'distance_drop', 'predicted gain vs true gain'),
+  Link('task', 'predicted_cost', 'failed', 'predicted cost vs failure'),
 )
 
 
@@ -119,14 +119,14 @@ def gather(rows: Sequence[Row]) -> Points:
   predicted = column(lambda row, k: row.predicted_cost[k])
   distance = column(lambda row, k: row.distance[k])
   return Points(
-      predicted_cost=predicted,
-      realised_cost=column(lambda row, k: row.realised_cost[k]),
-      distance=distance,
-      predicted_drop=before('realised_cost', 'initial_cost') - predicted,
-      distance_drop=before('distance', 'initial_distance') - distance,
-      solved=column(lambda row, k: row.success[k], bool),
-      iteration=column(lambda row, k: k + 1, int),
-      episode=column(lambda row, k: row.episode, int),
+    predicted_cost=predicted,
+    realised_cost=column(lambda row, k: row.realised_cost[k]),
+    distance=distance,
+    predicted_drop=before('realised_cost', 'initial_cost') - predicted,
+    distance_drop=before('distance', 'initial_distance') - distance,
+    solved=column(lambda row, k: row.success[k], bool),
+    iteration=column(lambda row, k: k + 1, int),
+    episode=column(lambda row, k: row.episode, int),
   )
 
 
@@ -137,12 +137,12 @@ def correlate(points: Points, link: Link) -> Correlation:
   first = finite & (points.iteration == 1)
   low, high = spearman_interval(x[finite], y[finite], points.episode[finite])
   return Correlation(
-      rho=spearman(x[finite], y[finite]),
-      low=low,
-      high=high,
-      count=int(finite.sum()),
-      first_rho=spearman(x[first], y[first]),
-      first_count=int(first.sum()),
+    rho=spearman(x[finite], y[finite]),
+    low=low,
+    high=high,
+    count=int(finite.sum()),
+    first_rho=spearman(x[first], y[first]),
+    first_count=int(first.sum()),
   )
 
 

@@ -43,7 +43,13 @@ def draw_filmstrip(fig: 'Figure', trace: Trace, goal: tuple[float, ...] | None) 
   _caption(canvas, 'goal', _GAP + _SIDE / 2, lower, 'top')
   side = 2 * _SIDE + _GAP
   _path(fig.add_axes(((_SIDE + 2 * _GAP) / width, lower / height, side / width, side / height)), trace, goal)
-  _caption(canvas, 'path from start (dot)' + (' to goal (star)' if goal is not None else ''), _SIDE + 2 * _GAP + side / 2, upper + _SIDE, 'bottom')
+  _caption(
+    canvas,
+    'path from start (dot)' + (' to goal (star)' if goal is not None else ''),
+    _SIDE + 2 * _GAP + side / 2,
+    upper + _SIDE,
+    'bottom',
+  )
   left = _frames_left()
   for column, frame in enumerate(_chosen_frames(trace)):
     x = left + column * (_SIDE + _GAP)
@@ -53,7 +59,15 @@ def draw_filmstrip(fig: 'Figure', trace: Trace, goal: tuple[float, ...] | None) 
   for label, y in (('reality', upper), ('imagined', lower)):
     canvas.text(left - 0.06, y + _SIDE / 2, label, rotation=90, ha='right', va='center', fontsize=9)
   colour = style.TONES['survives' if trace.outcome == 'success' else 'falls'].light
-  canvas.text(_GAP, height - 0.08, f'{trace.variant}: {trace.outcome} (episode {trace.episode})', va='top', fontsize=10.5, fontweight='bold', color=colour)
+  canvas.text(
+    _GAP,
+    height - 0.08,
+    f'{trace.variant}: {trace.outcome} (episode {trace.episode})',
+    va='top',
+    fontsize=10.5,
+    fontweight='bold',
+    color=colour,
+  )
 
 
 def _chosen_frames(trace: Trace) -> list[int]:

@@ -9,17 +9,18 @@ from wmq_jax.analysis.alignment import LINKS, Alignment, Correlation
 from wmq_jax.analysis.noise import noise_floor
 from wmq_jax.analysis.page import Cell
 from wmq_jax.analysis.pictures import Picture
+from wmq_jax.analysis.rank import RESAMPLES
 from wmq_jax.analysis.results import Results
 from wmq_jax.analysis.summary import Comparison, Line, headline, verdict_sentences
 from wmq_jax.analysis.table import columns, footnotes
 
 
 def report_html(
-    results: Results,
-    comparisons: Sequence[Comparison],
-    main: Comparison | None,
-    aligned: Mapping[str, Alignment],
-    pictures: Sequence[Picture],
+  results: Results,
+  comparisons: Sequence[Comparison],
+  main: Comparison | None,
+  aligned: Mapping[str, Alignment],
+  pictures: Sequence[Picture],
 ) -> str:
   """The report as one self-contained HTML document.
 
@@ -55,7 +56,9 @@ def _opening(results: Results, main: Comparison | None) -> Iterator[str]:
 
 
 def _survival(main: Comparison, charts: Mapping[str, str]) -> Iterator[str]:
-  yield page.svg_figure(charts['survival'], 'Success of each variant after the last MPC iteration, with its 95% interval and storage size.')
+  yield page.svg_figure(
+    charts['survival'], 'Success of each variant after the last MPC iteration, with its 95% interval and storage size.'
+  )
   yield page.heading('The table')
   yield _comparison_table(main)
   yield page.bullets(footnotes(main))
@@ -73,36 +76,47 @@ def _other_horizons(comparisons: Sequence[Comparison], main: Comparison) -> Iter
 def _speed_and_size(main: Comparison, charts: Mapping[str, str]) -> Iterator[str]:
   yield page.heading('How fast, at what size')
   yield page.svg_figure(
-      charts['success_by_iteration'],
-      'Success within 1, 2, ... MPC iterations, with pointwise 95% intervals. Success is sticky: a cell that has reached the goal has succeeded.')
+    charts['success_by_iteration'],
+    'Success within 1, 2, ... MPC iterations, with pointwise 95% intervals. Success is sticky: a cell that has reached the '
+    'goal has succeeded.',
+  )
   yield page.svg_figure(
-      charts['success_by_size'],
-      'Success against storage size, integers packed and scales counted. Variants of equal size are drawn slightly apart; names that find no room are left out.')
+    charts['success_by_size'],
+    'Success against storage size, integers packed and scales counted. Variants of equal size are drawn slightly apart; '
+    'names that find no room are left out.',
+  )
 
 
 def _alignment(main: Comparison, aligned: Mapping[str, Alignment], charts: Mapping[str, str]) -> Iterator[str]:
   yield page.heading('Does a lower cost still mean success?')
   yield page.paragraph(
-      'A planner only sees its own cost. For it to succeed, the cost it predicts for a plan must come true (imagination), a lower cost '
-      'must mean a shorter true distance (objective), a predicted gain must be a true gain (progress), and plans of low predicted cost must be '
-      'those that reach the goal (task). Each column below is one of these links, oriented so that 1 is perfect alignment and 0 is none.')
+    'A planner only sees its own cost. For it to succeed, the cost it predicts for a plan must come true (imagination), a '
+    'lower cost must mean a shorter true distance (objective), a predicted gain must be a true gain (progress), and plans '
+    'of low predicted cost must be those that reach the goal (task). Each column below is one of these links, oriented so '
+    'that 1 is perfect alignment and 0 is none.'
+  )
   yield page.svg_figure(
-      charts['alignment'],
-      'Rank correlations per variant. A missing mark is a correlation without meaning, as when no plan of a variant reached the goal.')
-  yield page.bullets((
-      'Quantizing the encoder changes the latent space, so costs of two variants are in different units. All correlations are of '
-      'ranks within one variant; no cost is compared between variants.',
-      'A cell stops when it has succeeded: iteration k holds only the cells that are still unsolved, which are harder ones, and a '
-      'variant that fails contributes more plans than one that succeeds. The first iteration, where every cell plans, is free of this '
-      'selection and is shown as a ring.',
-      'Episodes differ in difficulty, and an easy episode has both a low cost and a short distance. That raises the first, second and fourth link in every '
-      'variant; the third compares changes and depends on it less.',
-      'Intervals resample whole episodes (500 draws, percentiles), since plans of one episode depend on each other.',
-  ))
+    charts['alignment'],
+    'Rank correlations per variant. A missing mark is a correlation without meaning, as when no plan of a variant reached '
+    'the goal.',
+  )
+  yield page.bullets(
+    (
+      'Quantizing the encoder changes the latent space, so costs of two variants are in different units. All correlations '
+      'are of ranks within one variant; no cost is compared between variants.',
+      'A cell stops when it has succeeded: iteration k holds only the cells that are still unsolved, which are harder '
+      'ones, and a variant that fails contributes more plans than one that succeeds. The first iteration, where every cell '
+      'plans, is free of this selection and is shown as a ring.',
+      'Episodes differ in difficulty, and an easy episode has both a low cost and a short distance. That raises the first, '
+      'second and fourth link in every variant; the third compares changes and depends on it less.',
+      f'Intervals resample whole episodes ({RESAMPLES} draws, percentiles), since plans of one episode depend on each other.',
+    )
+  )
   yield page.svg_figure(
-      charts['plans'],
-      'Every executed plan of full precision and of variants from best to worst. Above the dashed line the plan turned out costlier than '
-      'predicted. Scales are each variant\'s own.')
+    charts['plans'],
+    'Every executed plan of full precision and of variants from best to worst. Above the dashed line the plan turned out '
+    'costlier than predicted. Each variant has scales of its own.',
+  )
   yield page.details('Rank correlations as numbers', _correlation_table(main, aligned))
   yield page.details('Cells that still planned, by MPC iteration', _planning_table(main, aligned))
 
@@ -113,11 +127,15 @@ def _rollouts(pictures: Sequence[Picture]) -> Iterator[str]:
     return
   yield page.heading('What the models imagined')
   yield page.paragraph(
-      'Reality above, the decoded imagination of the same actions below. Imagination starts again from what was observed at '
-      'every MPC iteration. A decoder is only a window into a latent: what it cannot draw may still be there, and the planner never sees its pictures.')
+    'Reality above, the decoded imagination of the same actions below. Imagination starts again from what was observed at '
+    'every MPC iteration. A decoder is only a window into a latent: what it cannot draw may still be there, and the '
+    'planner never sees its pictures.'
+  )
   for strip in strips:
     trace = strip.trace
-    yield page.png_figure(strip.png, f'{trace.variant}, episode {trace.episode}, {trace.outcome}: start, goal, path, reality and imagination')
+    yield page.png_figure(
+      strip.png, f'{trace.variant}, episode {trace.episode}, {trace.outcome}: start, goal, path, reality and imagination'
+    )
 
 
 def _noise(results: Results) -> Iterator[str]:
@@ -128,16 +146,35 @@ def _noise(results: Results) -> Iterator[str]:
   tile, other = results.protocol.get('tile'), _nested(results.protocol, 'config', 'engine', 'noise_floor_tile')
   sizes = f' ({tile} and {other} cells)' if tile and other else ''
   yield page.paragraph(
-      f'The same cells computed at two tile sizes{sizes}. Only the order of floating-point operations differs; a difference in the last bit '
-      'can flip a quantization step, and that an elite of the planner. Outcomes of single cells that differ by no more than this between '
-      'variants are not evidence; all comparisons above are between variants at one tile size.')
-  head = [('', 'variant', True), ('', 'cells', False), ('success', 'differs', False), ('path', 'differs', False), ('median', 'deviation', False)]
-  yield page.table(head, [
-      [Cell(f.variant, True), Cell(str(f.cells)), Cell(f'{f.success_differs / f.cells:.0%}'), Cell(f'{f.path_differs / f.cells:.0%}'), Cell(f'{f.deviation:.3g}')]
+    f'The same cells computed at two tile sizes{sizes}. Only the order of floating-point operations differs; a difference '
+    'in the last bit can flip a quantization step, and that an elite of the planner. Outcomes of single cells that differ '
+    'by no more than this between variants are not evidence; all comparisons above are between variants at one tile size.'
+  )
+  head = [
+    ('', 'variant', True),
+    ('', 'cells', False),
+    ('success', 'differs', False),
+    ('path', 'differs', False),
+    ('median', 'deviation', False),
+  ]
+  yield page.table(
+    head,
+    [
+      [
+        Cell(f.variant, True),
+        Cell(str(f.cells)),
+        Cell(f'{f.success_differs / f.cells:.0%}'),
+        Cell(f'{f.path_differs / f.cells:.0%}'),
+        Cell(f'{f.deviation:.3g}'),
+      ]
       for f in floors
-  ])
+    ],
+  )
   yield page.paragraph(
-      'Deviation: the largest distance between the two paths of a cell, in units of the state; median over the cells whose paths differ.', 'note')
+    'Deviation: the largest distance between the two paths of a cell, in units of the state; median over the cells whose '
+    'paths differ.',
+    'note',
+  )
 
 
 def _protocol(results: Results, main: Comparison | None) -> Iterator[str]:
@@ -146,15 +183,18 @@ def _protocol(results: Results, main: Comparison | None) -> Iterator[str]:
   yield page.definitions((_words(key), _value(value)) for key, value in planner.items())
   if main is not None:
     seeds = 'one CEM seed' if main.seeds == 1 else f'{main.seeds} CEM seeds'
-    yield page.bullets((
-        f'{main.episodes} evaluation episodes, one checkpoint, {seeds}. All variants plan the same episodes with the same noise, '
-        'so they are compared in pairs. The intervals speak about further episodes of this task for this checkpoint, '
-        'not about other training runs.',
-        'Success rates: Wilson score intervals. Paired differences: Newcombe (1998), method 10. Tests: McNemar, exact and two-sided, '
-        'after the last MPC iteration only; adjusted over all quantized variants by Holm. Correlations: Spearman, ties by midranks.',
-        'Reference rows: the true simulator replaces the model in the same planner; random actions are drawn in place of plans. '
-        'They are compared with full precision but are not part of the tested family.',
-    ))
+    yield page.bullets(
+      (
+        f'{main.episodes} evaluation episodes, one checkpoint, {seeds}. All variants plan the same episodes with the same '
+        'noise, so they are compared in pairs. The intervals speak about further episodes of this task for this '
+        'checkpoint, not about other training runs.',
+        'Success rates: Wilson score intervals. Paired differences: Newcombe (1998), method 10. Tests: McNemar, exact and '
+        'two-sided, after the last MPC iteration only; adjusted over all quantized variants by Holm. Correlations: '
+        'Spearman, ties by midranks.',
+        'Reference rows: the true simulator replaces the model in the same planner; random actions are drawn in place of '
+        'plans. They are compared with full precision but are not part of the tested family.',
+      )
+    )
 
 
 def _provenance(protocol: Mapping[str, Any]) -> Iterator[str]:
@@ -199,9 +239,9 @@ def _correlation_cells(found: Correlation) -> list[Cell]:
 def _planning_table(main: Comparison, aligned: Mapping[str, Alignment]) -> str:
   head = [('', 'variant', True)] + [('iteration', str(k), False) for k in range(1, main.iterations + 1)]
   rows = [
-      [Cell(line.name, True), *(Cell(str(count)) for count in aligned[line.name].planning_cells)]
-      for line in main.lines
-      if line.name in aligned
+    [Cell(line.name, True), *(Cell(str(count)) for count in aligned[line.name].planning_cells)]
+    for line in main.lines
+    if line.name in aligned
   ]
   return page.table(head, rows)
 

@@ -21,7 +21,7 @@ class NoiseFloor:
     cells: cells computed at both.
     success_differs: cells whose success, within any number of iterations, differs.
     path_differs: cells whose path differs at all.
-    deviation: median over the cells with differing paths of the largest distance between the paths, in state units; 0 without any.
+    deviation: median, over the cells whose paths differ, of the largest distance between the two, in state units; else 0.
   """
 
   variant: str
@@ -45,11 +45,11 @@ def noise_floor(rows: Sequence[Row], others: Sequence[Row]) -> tuple[NoiseFloor,
 def _floor(variant: str, pairs: Sequence[tuple[Row, Row]]) -> NoiseFloor:
   moved = [_deviation(row.path, other.path) for row, other in pairs if not np.array_equal(row.path, other.path, equal_nan=True)]
   return NoiseFloor(
-      variant=variant,
-      cells=len(pairs),
-      success_differs=sum(row.success != other.success for row, other in pairs),
-      path_differs=len(moved),
-      deviation=float(np.median(moved)) if moved else 0.0,
+    variant=variant,
+    cells=len(pairs),
+    success_differs=sum(row.success != other.success for row, other in pairs),
+    path_differs=len(moved),
+    deviation=float(np.median(moved)) if moved else 0.0,
   )
 
 

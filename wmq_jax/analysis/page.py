@@ -58,9 +58,9 @@ def page(title: str, parts: Iterable[str]) -> str:
   """The whole document."""
   body = '\n'.join(parts)
   return (
-      '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-      '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
-      f'<title>{html.escape(title)}</title><style>{theme_css()}{_CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n'
+    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+    '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
+    f'<title>{html.escape(title)}</title><style>{theme_css()}{_CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n'
   )
 
 
@@ -87,7 +87,8 @@ def marked_list(texts: Mapping[str, str]) -> str:
 
 def svg_figure(svg: str, caption: str) -> str:
   """An inline chart that follows the page's colours."""
-  return f'<figure role="img" aria-label="{html.escape(caption, quote=True)}">{svg}<figcaption>{html.escape(caption)}</figcaption></figure>'
+  text = html.escape(caption, quote=True)
+  return f'<figure role="img" aria-label="{text}">{svg}<figcaption>{text}</figcaption></figure>'
 
 
 def png_figure(png: bytes, alt: str) -> str:
@@ -105,7 +106,9 @@ def table(head: Sequence[tuple[str, str, bool]], rows: Sequence[Sequence[Cell]],
     apart: further lines, set back.
   """
   columns = ''.join(
-      f'<th{_class("left" if left else "")}><small>{html.escape(small)}</small>{html.escape(title)}</th>' for small, title, left in head)
+    f'<th{_class("left" if left else "")}><small>{html.escape(small)}</small>{html.escape(title)}</th>'
+    for small, title, left in head
+  )
   body = ''.join(_row(cells, '') for cells in rows) + ''.join(_row(cells, 'apart') for cells in apart)
   return f'<div class="scroll"><table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>'
 

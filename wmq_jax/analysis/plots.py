@@ -1,6 +1,7 @@
 """The charts of the report: who survives, how fast, at what size, and whether the planner's objective still means success.
 
-Each function draws on the Figure of a `style.figure` context; the `*_size` beside it is the size it is made for, in inches. Colours and markers tell verdicts, names stand beside what they name.
+Each function draws on the Figure of a `style.figure` context; the `*_size` beside it is the size it is made for, in inches.
+Colours and markers tell verdicts, names stand beside what they name.
 """
 
 from collections.abc import Mapping, Sequence
@@ -108,12 +109,12 @@ def draw_size(fig: 'Figure', comparison: Comparison) -> None:
   fig.draw_without_rendering()
   order = sorted(range(len(lines)), key=lambda i: (lines[i].verdict != 'baseline', megabytes[i]))
   style.label_points(
-      ax,
-      [megabytes[i] for i in order],
-      [lines[i].success[-1].estimate for i in order],
-      [lines[i].name for i in order],
-      [style.VERDICT_COLOURS[lines[i].verdict] for i in order],
-      obstacles,
+    ax,
+    [megabytes[i] for i in order],
+    [lines[i].success[-1].estimate for i in order],
+    [lines[i].name for i in order],
+    [style.VERDICT_COLOURS[lines[i].verdict] for i in order],
+    obstacles,
   )
 
 
@@ -149,7 +150,10 @@ def draw_alignment(fig: 'Figure', comparison: Comparison, aligned: Mapping[str, 
     ax.grid(axis='y', visible=False)
     ax.tick_params(axis='y', length=0)
     ax.spines['left'].set_visible(False)
-  fig.supxlabel("Spearman's rank correlation, within each variant (filled: all iterations, 95% interval; ring: first iteration)", fontsize=8.5)
+  fig.supxlabel(
+    "Spearman's rank correlation, within each variant (filled: all iterations, 95% interval; ring: first iteration)",
+    fontsize=8.5,
+  )
 
 
 def scatter_size(names: Sequence[str]) -> tuple[float, float]:
@@ -196,7 +200,8 @@ def _wrapped(name: str) -> str:
 
 def _subtitle(ax: 'Axes', text: str) -> None:
   ax.annotate(
-      text, (0, 1), xycoords='axes fraction', xytext=(0, 4), textcoords='offset points', fontsize=7, color=style.SOFT, va='bottom')
+    text, (0, 1), xycoords='axes fraction', xytext=(0, 4), textcoords='offset points', fontsize=7, color=style.SOFT, va='bottom'
+  )
 
 
 def _estimates(line: Line) -> list[float]:
@@ -232,7 +237,10 @@ def _reference_lines(ax: 'Axes', comparison: Comparison, vertical: bool) -> list
     else:
       place = {'xy': (1, rate), 'xycoords': ('axes fraction', 'data'), 'ha': 'right', 'xytext': (-2, 3)}
     drawn.append(
-        ax.annotate(reference.name, textcoords='offset points', fontsize=8, color=style.SOFT, va='bottom', annotation_clip=False, **place))
+      ax.annotate(
+        reference.name, textcoords='offset points', fontsize=8, color=style.SOFT, va='bottom', annotation_clip=False, **place
+      )
+    )
   return drawn
 
 
@@ -250,16 +258,20 @@ def _fixed(values: Sequence[float]):
 def _verdict_legend(fig: 'Figure', verdicts: set) -> None:
   names = {'baseline': 'full precision', 'survives': 'survives', 'undecided': 'undecided', 'falls': 'falls'}
   handles = [_mark(style.VERDICT_MARKERS[v], style.VERDICT_COLOURS[v], label) for v, label in names.items() if v in verdicts]
-  fig.legend(handles=handles, loc='outside upper right', ncols=4, frameon=False, fontsize=8.5, handletextpad=0.1, columnspacing=1.2)
+  fig.legend(
+    handles=handles, loc='outside upper right', ncols=4, frameon=False, fontsize=8.5, handletextpad=0.1, columnspacing=1.2
+  )
 
 
 def _outcome_legend(fig: 'Figure') -> None:
   handles = [
-      _mark('o', style.TONES['survives'].light, 'goal reached in that iteration'),
-      _mark('x', style.TONES['falls'].light, 'not reached'),
-      _stroke('--', style.SOFT, 'as predicted'),
+    _mark('o', style.TONES['survives'].light, 'goal reached in that iteration'),
+    _mark('x', style.TONES['falls'].light, 'not reached'),
+    _stroke('--', style.SOFT, 'as predicted'),
   ]
-  fig.legend(handles=handles, loc='outside upper right', ncols=3, frameon=False, fontsize=8.5, handletextpad=0.4, columnspacing=1.2)
+  fig.legend(
+    handles=handles, loc='outside upper right', ncols=3, frameon=False, fontsize=8.5, handletextpad=0.4, columnspacing=1.2
+  )
 
 
 def _curve_legend(fig: 'Figure', comparison: Comparison, base: Line | None) -> None:
@@ -288,8 +300,15 @@ def _cloud(ax: 'Axes', x: np.ndarray, y: np.ndarray, solved: np.ndarray, log_y: 
   for wanted, marker, role in ((False, 'x', 'falls'), (True, 'o', 'survives')):
     chosen = drawable & (solved == wanted)
     ax.scatter(
-        x[chosen], y[chosen], s=11, marker=marker, color=style.TONES[role].light, alpha=0.55, linewidths=0.8 if marker == 'x' else 0,
-        rasterized=True)  # thousands of points would swell the page
+      x[chosen],
+      y[chosen],
+      s=11,
+      marker=marker,
+      color=style.TONES[role].light,
+      alpha=0.55,
+      linewidths=0.8 if marker == 'x' else 0,
+      rasterized=True,
+    )  # thousands of points would swell the page
   ax.tick_params(labelsize=7)
   ax.minorticks_off()
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from wmq_jax.analysis.stats import Interval
 
-_RESAMPLES = 500
+RESAMPLES = 500  # bootstrap draws of an interval
 
 
 def midranks(values: np.ndarray) -> np.ndarray:
@@ -53,10 +53,10 @@ def spearman_interval(x: np.ndarray, y: np.ndarray, clusters: np.ndarray, confid
     raise ValueError(f'spearman needs one cluster label a value, got {len(index)} for {len(x)}')
   if len(labels) < 3:
     return Interval(float('nan'), float('nan'))
-  draws = np.random.default_rng(0).multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=_RESAMPLES)
+  draws = np.random.default_rng(0).multinomial(len(labels), np.full(len(labels), 1 / len(labels)), size=RESAMPLES)
   rho = _weighted_spearman(x, y, draws[:, index].astype(float))
   defined = rho[np.isfinite(rho)]
-  if len(defined) < _RESAMPLES // 2:
+  if len(defined) < RESAMPLES // 2:
     return Interval(float('nan'), float('nan'))
   low, high = np.quantile(defined, [0.5 - confidence / 2, 0.5 + confidence / 2])
   return Interval(float(low), float(high))

@@ -51,9 +51,9 @@ def write_report(results_dir: str | Path) -> Summary:
   pictures = tuple(draw_pictures(results, main, aligned)) if main else ()
   report = results.folder / 'report.html'
   texts = {
-      results.folder / 'table.csv': csv_table(comparisons),
-      results.folder / 'table.md': '\n'.join(markdown_table(comparison) for comparison in comparisons),
-      report: report_html(results, comparisons, main, aligned, pictures),
+    results.folder / 'table.csv': csv_table(comparisons),
+    results.folder / 'table.md': '\n'.join(markdown_table(comparison) for comparison in comparisons),
+    report: report_html(results, comparisons, main, aligned, pictures),
   }
   images = {results.folder / 'pictures' / f'{picture.name}.png': picture.png for picture in pictures}
   (results.folder / 'pictures').mkdir(exist_ok=True)

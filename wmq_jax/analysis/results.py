@@ -186,16 +186,16 @@ def load_results(folder: str | Path) -> Results:
     raise FileNotFoundError(f'{folder} has neither rows.jsonl nor a journal, so nothing was computed in it yet')
   rows, torn = _read_table(folder, 'rows', names)
   return Results(
-      folder=folder,
-      protocol=protocol,
-      variants=variants,
-      rows=rows,
-      references=_read_table(folder, 'reference', (TRUE_SIMULATOR, RANDOM_ACTIONS))[0],
-      noise_floor=_read_table(folder, 'noise_floor', names)[0],
-      goals=_read_goals(folder / 'episodes.json'),
-      traces=_read_traces(folder),
-      finished=finished,
-      torn_lines=torn,
+    folder=folder,
+    protocol=protocol,
+    variants=variants,
+    rows=rows,
+    references=_read_table(folder, 'reference', (TRUE_SIMULATOR, RANDOM_ACTIONS))[0],
+    noise_floor=_read_table(folder, 'noise_floor', names)[0],
+    goals=_read_goals(folder / 'episodes.json'),
+    traces=_read_traces(folder),
+    finished=finished,
+    torn_lines=torn,
   )
 
 
@@ -254,20 +254,20 @@ def _row(entry: Mapping[str, Any]) -> Row:
   for name in ('predicted_cost', 'realised_cost', 'distance'):
     fields[name] = tuple(_number(value) for value in fields[name])
     if len(fields[name]) != fields['iterations']:
-      raise ValueError(f"{name} has {len(fields[name])} values for {fields['iterations']} iterations")
+      raise ValueError(f'{name} has {len(fields[name])} values for {fields["iterations"]} iterations')
   fields['success'] = tuple(bool(value) for value in fields['success'])
   if not max(1, fields['iterations']) <= len(fields['success']):
-    raise ValueError(f"success has {len(fields['success'])} values for {fields['iterations']} iterations")
+    raise ValueError(f'success has {len(fields["success"])} values for {fields["iterations"]} iterations')
   if list(fields['success']) != sorted(fields['success']):
     raise ValueError('success is not sticky: it falls back to false')
   began = fields['nonfinite_iteration']
   if began is not None and not 1 <= began <= len(fields['success']):
-    raise ValueError(f"nonfinite_iteration must be null or 1..{len(fields['success'])}, not {began}")
+    raise ValueError(f'nonfinite_iteration must be null or 1..{len(fields["success"])}, not {began}')
   for name in ('initial_cost', 'initial_distance'):
     fields[name] = _number(fields[name])
   fields['path'] = np.asarray(fields['path'], dtype=float)
   if fields['path'].ndim != 2 or fields['path'].shape[1] != 2 or not len(fields['path']):
-    raise ValueError(f"path must be a list of [x, y] that begins with the start, not of shape {fields['path'].shape}")
+    raise ValueError(f'path must be a list of [x, y] that begins with the start, not of shape {fields["path"].shape}')
   return Row(**fields)
 
 
@@ -285,7 +285,9 @@ def _canonical(rows: Iterable[Row], order: Iterable[str]) -> tuple[Row, ...]:
     key = (rank[row.variant], row.seed, row.horizon, row.episode)
     known = unique.setdefault(key, row)
     if known is not row and not _same(known, row):
-      raise ValueError(f"variant '{row.variant}', episode {row.episode}, seed {row.seed}, horizon {row.horizon} has two different rows")
+      raise ValueError(
+        f"variant '{row.variant}', episode {row.episode}, seed {row.seed}, horizon {row.horizon} has two different rows"
+      )
   lengths = {len(row.success) for row in unique.values()}
   if len(lengths) > 1:
     raise ValueError(f'rows of different protocols are mixed: {sorted(lengths)} MPC iterations')
@@ -320,11 +322,11 @@ def _read_traces(folder: Path) -> tuple[Trace, ...]:
 def _trace(entry: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> Trace:
   extent = entry.get('extent')
   return Trace(
-      variant=entry['variant'],
-      episode=int(entry['episode']),
-      outcome=entry['outcome'],
-      extent=tuple(float(bound) for bound in extent) if extent is not None else None,
-      **{name: stored[f"{entry['key']}/{name}"] for name in ('real', 'imagined', 'start', 'goal', 'path')},
+    variant=entry['variant'],
+    episode=int(entry['episode']),
+    outcome=entry['outcome'],
+    extent=tuple(float(bound) for bound in extent) if extent is not None else None,
+    **{name: stored[f'{entry["key"]}/{name}'] for name in ('real', 'imagined', 'start', 'goal', 'path')},
   )
 
 

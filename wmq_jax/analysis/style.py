@@ -28,46 +28,46 @@ class Tone:
 
 # Okabe & Ito's palette, which stays distinct under the common colour-vision deficiencies; roles also differ in marker or place.
 TONES: Mapping[str, Tone] = {
-    'ink': Tone('#1b2430', '#e6e9ee'),
-    'soft': Tone('#5d6774', '#a3adb9'),
-    'grid': Tone('#e3e6ea', '#333b46'),
-    'paper': Tone('#ffffff', '#161b22'),
-    'survives': Tone('#0072b2', '#56b4e9'),
-    'undecided': Tone('#b57f00', '#f0c14b'),
-    'falls': Tone('#d1480f', '#ff8f5e'),
+  'ink': Tone('#1b2430', '#e6e9ee'),
+  'soft': Tone('#5d6774', '#a3adb9'),
+  'grid': Tone('#e3e6ea', '#333b46'),
+  'paper': Tone('#ffffff', '#161b22'),
+  'survives': Tone('#0072b2', '#56b4e9'),
+  'undecided': Tone('#b57f00', '#f0c14b'),
+  'falls': Tone('#d1480f', '#ff8f5e'),
 }
 INK, SOFT, GRID, PAPER = (TONES[name].light for name in ('ink', 'soft', 'grid', 'paper'))
 VERDICT_COLOURS = {None: SOFT, 'baseline': INK, **{name: TONES[name].light for name in ('survives', 'undecided', 'falls')}}
 VERDICT_MARKERS = {None: '.', 'baseline': 's', 'survives': 'o', 'undecided': 'D', 'falls': 'v'}
 
 _RC = {
-    'font.family': 'DejaVu Sans',
-    'font.size': 9,
-    'text.color': INK,
-    'axes.edgecolor': SOFT,
-    'axes.labelcolor': INK,
-    'axes.titlesize': 9.5,
-    'axes.titleweight': 'bold',
-    'axes.titlelocation': 'left',
-    'axes.spines.top': False,
-    'axes.spines.right': False,
-    'axes.linewidth': 0.8,
-    'axes.axisbelow': True,
-    'axes.grid': True,
-    'grid.color': GRID,
-    'grid.linewidth': 0.8,
-    'xtick.color': SOFT,
-    'ytick.color': SOFT,
-    'xtick.labelcolor': INK,
-    'ytick.labelcolor': INK,
-    'xtick.major.size': 3,
-    'ytick.major.size': 3,
-    'figure.facecolor': PAPER,
-    'axes.facecolor': PAPER,
-    'savefig.facecolor': PAPER,
-    'figure.constrained_layout.use': True,
-    'svg.fonttype': 'path',
-    'svg.hashsalt': 'wmq_jax',
+  'font.family': 'DejaVu Sans',
+  'font.size': 9,
+  'text.color': INK,
+  'axes.edgecolor': SOFT,
+  'axes.labelcolor': INK,
+  'axes.titlesize': 9.5,
+  'axes.titleweight': 'bold',
+  'axes.titlelocation': 'left',
+  'axes.spines.top': False,
+  'axes.spines.right': False,
+  'axes.linewidth': 0.8,
+  'axes.axisbelow': True,
+  'axes.grid': True,
+  'grid.color': GRID,
+  'grid.linewidth': 0.8,
+  'xtick.color': SOFT,
+  'ytick.color': SOFT,
+  'xtick.labelcolor': INK,
+  'ytick.labelcolor': INK,
+  'xtick.major.size': 3,
+  'ytick.major.size': 3,
+  'figure.facecolor': PAPER,
+  'axes.facecolor': PAPER,
+  'savefig.facecolor': PAPER,
+  'figure.constrained_layout.use': True,
+  'svg.fonttype': 'path',
+  'svg.hashsalt': 'wmq_jax',
 }
 
 
@@ -115,9 +115,14 @@ def theme_css() -> str:
 
 
 def label_points(
-    ax: 'Axes', x: Sequence[float], y: Sequence[float], texts: Sequence[str], colours: Sequence[str], obstacles: Sequence['Artist'] = ()
+  ax: 'Axes',
+  x: Sequence[float],
+  y: Sequence[float],
+  texts: Sequence[str],
+  colours: Sequence[str],
+  obstacles: Sequence['Artist'] = (),
 ) -> None:
-  """Writes each text beside its point, so that texts meet neither each other, a point nor an obstacle; what finds no place stays out.
+  """Writes each text beside its point; texts meet neither each other, a point nor an obstacle, and one without room stays out.
 
   Places are tried ring by ring around the point, the first texts first. A text away from its point gets a thin line to it.
 
@@ -139,7 +144,15 @@ def label_points(
   to_data = ax.transData.inverted()
   for (px, py), text, colour in zip(points, texts, colours):
     label = ax.annotate(
-        text, to_data.transform((px, py)), xytext=(0, 0), textcoords='offset points', fontsize=8, color=colour, va='center', ha='left')
+      text,
+      to_data.transform((px, py)),
+      xytext=(0, 0),
+      textcoords='offset points',
+      fontsize=8,
+      color=colour,
+      va='center',
+      ha='left',
+    )
     box = label.get_window_extent(renderer)
     for dx, dy in _offsets(box.width / scale, box.height / scale):
       left, bottom = px + dx * scale, py + dy * scale - box.height / 2

@@ -1,7 +1,8 @@
 """What a sweep says about each variant: success with intervals, and the paired comparison with full precision.
 
 Two variants are compared on the cells that both have computed, since every variant plans the same episodes with the same
-noise. Whether a variant *survives* is a question of how large a loss the data still allows, not of whether a test failed to find one.
+noise. Whether a variant *survives* is a question of how large a loss the data still allows, not of whether a test failed to
+find one.
 """
 
 from collections.abc import Sequence
@@ -129,13 +130,13 @@ def compare(results: Results, horizon: int) -> Comparison:
   lines = [_line(v.name, v, groups[v.name], [] if v is base else base_rows, clustering) for v in results.variants]
   references = [_line(name, None, groups[name], base_rows, clustering) for name in (TRUE_SIMULATOR, RANDOM_ACTIONS)]
   return Comparison(
-      horizon=horizon,
-      iterations=max((len(row.success) for row in rows), default=0),
-      seeds=seeds,
-      episodes=len({row.episode for row in rows}),
-      full_precision=base.name if base is not None else None,
-      lines=_judged(lines, base),
-      references=tuple(line for line in references if line.cells),
+    horizon=horizon,
+    iterations=max((len(row.success) for row in rows), default=0),
+    seeds=seeds,
+    episodes=len({row.episode for row in rows}),
+    full_precision=base.name if base is not None else None,
+    lines=_judged(lines, base),
+    references=tuple(line for line in references if line.cells),
   )
 
 
@@ -166,9 +167,9 @@ def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
   """A sentence for each verdict that occurs, naming its variants."""
   margin = round(100 * SURVIVAL_MARGIN)
   meaning: dict[Verdict, str] = {
-      'survives': f'a loss of {margin} points or more is excluded with 95% confidence',
-      'undecided': f'no loss is established, but one of {margin} points is not excluded; more episodes would tell',
-      'falls': f'worse than full precision, Holm-adjusted p < {LEVEL:g}',
+    'survives': f'a loss of {margin} points or more is excluded with 95% confidence',
+    'undecided': f'no loss is established, but one of {margin} points is not excluded; more episodes would tell',
+    'falls': f'worse than full precision, Holm-adjusted p < {LEVEL:g}',
   }
   separator = '; ' if any(',' in line.name for line in comparison.lines) else ', '
   names = {verdict: separator.join(line.name for line in comparison.with_verdict(verdict)) for verdict in meaning}
@@ -194,25 +195,25 @@ class _Clustering:
 def _clustering(groups: Sequence[Sequence[Row]], compared: Sequence[Sequence[tuple[Row, Row]]]) -> _Clustering:
   iterations = max((len(row.success) for rows in groups for row in rows), default=0)
   return _Clustering(
-      success=tuple(
-          stats.intraclass_correlation([([row.success[k] for row in rows], [row.episode for row in rows]) for rows in groups])
-          for k in range(iterations)
-      ),
-      difference=stats.intraclass_correlation([(_gaps(pairs), [row.episode for row, _ in pairs]) for pairs in compared]),
+    success=tuple(
+      stats.intraclass_correlation([([row.success[k] for row in rows], [row.episode for row in rows]) for rows in groups])
+      for k in range(iterations)
+    ),
+    difference=stats.intraclass_correlation([(_gaps(pairs), [row.episode for row, _ in pairs]) for pairs in compared]),
   )
 
 
 def _line(name: str, variant: Variant | None, rows: Sequence[Row], base_rows: Sequence[Row], clustering: _Clustering) -> Line:
   began = [row.nonfinite_iteration for row in rows if row.nonfinite_iteration is not None]
   return Line(
-      name=name,
-      variant=variant,
-      cells=len(rows),
-      success=tuple(_rate(rows, k, clustering.success[k]) for k in range(len(rows[0].success))) if rows else (),
-      difference=_difference(_pairs(rows, base_rows), clustering.difference),
-      verdict=None,
-      nonfinite_cells=len(began),
-      nonfinite_from=min(began, default=None),
+    name=name,
+    variant=variant,
+    cells=len(rows),
+    success=tuple(_rate(rows, k, clustering.success[k]) for k in range(len(rows[0].success))) if rows else (),
+    difference=_difference(_pairs(rows, base_rows), clustering.difference),
+    verdict=None,
+    nonfinite_cells=len(began),
+    nonfinite_from=min(began, default=None),
   )
 
 
@@ -239,18 +240,20 @@ def _difference(pairs: Sequence[tuple[Row, Row]], correlation: float) -> Differe
   if not pairs:
     return None
   outcomes = [(row.success[-1], other.success[-1]) for row, other in pairs]
-  table = stats.PairedTable(*(outcomes.count(outcome) for outcome in ((True, True), (True, False), (False, True), (False, False))))
+  table = stats.PairedTable(
+    *(outcomes.count(outcome) for outcome in ((True, True), (True, False), (False, True), (False, False)))
+  )
   gaps, episodes = _gaps(pairs), [row.episode for row, _ in pairs]
   low, high = stats.newcombe_paired_interval(table.scaled(1 / stats.design_effect(episodes, correlation)))
   return Difference(
-      estimate=sum(gaps) / len(gaps),
-      low=low,
-      high=high,
-      pairs=len(pairs),
-      gained=table.first_only,
-      lost=table.second_only,
-      p_value=_p_value(table, gaps, episodes),
-      p_adjusted=None,
+    estimate=sum(gaps) / len(gaps),
+    low=low,
+    high=high,
+    pairs=len(pairs),
+    gained=table.first_only,
+    lost=table.second_only,
+    p_value=_p_value(table, gaps, episodes),
+    p_adjusted=None,
   )
 
 

@@ -38,19 +38,19 @@ def format_table(results: Results) -> str:
 def columns(comparison: Comparison) -> tuple[Column, ...]:
   """The table's columns, as text."""
   success = tuple(
-      Column('success %', f'{k} it', lambda line, k=k: rate_text(line.success[k - 1]) if line.success else _NONE)
-      for k in shown_iterations(comparison.iterations)
+    Column('success %', f'{k} it', lambda line, k=k: rate_text(line.success[k - 1]) if line.success else _NONE)
+    for k in shown_iterations(comparison.iterations)
   )
   return (
-      Column('', 'variant', lambda line: line.name, left=True),
-      Column('enc', 'W/A', lambda line: _of(line, lambda v: _bits(v.encoder))),
-      Column('pred', 'W/A', lambda line: _of(line, lambda v: _bits(v.predictor))),
-      Column('weight', 'scale', lambda line: _of(line, lambda v: _merged(v, _weight_granularity)), left=True),
-      Column('act', 'scale', lambda line: _of(line, lambda v: _merged(v, lambda m: m.act_granularity)), left=True),
-      Column('size', 'MB', lambda line: _of(line, lambda v: f'{v.size_bytes / 1e6:.2f}')),
-      *success,
-      Column('points', 'vs FP', lambda line: difference_text(line.difference)),
-      Column('Holm', 'p', lambda line: p_text(line.difference)),
+    Column('', 'variant', lambda line: line.name, left=True),
+    Column('enc', 'W/A', lambda line: _of(line, lambda v: _bits(v.encoder))),
+    Column('pred', 'W/A', lambda line: _of(line, lambda v: _bits(v.predictor))),
+    Column('weight', 'scale', lambda line: _of(line, lambda v: _merged(v, _weight_granularity)), left=True),
+    Column('act', 'scale', lambda line: _of(line, lambda v: _merged(v, lambda m: m.act_granularity)), left=True),
+    Column('size', 'MB', lambda line: _of(line, lambda v: f'{v.size_bytes / 1e6:.2f}')),
+    *success,
+    Column('points', 'vs FP', lambda line: difference_text(line.difference)),
+    Column('Holm', 'p', lambda line: p_text(line.difference)),
   )
 
 
@@ -74,7 +74,9 @@ def terminal_table(comparison: Comparison) -> str:
 
   rule = '-' * (sum(widths) + len(gap) * (len(widths) - 1) + 2)
   lines = [render(cells) for cells in head] + [rule]
-  lines += [render(cells, _MARKS[line.verdict], '!' * bool(line.nonfinite_cells)) for cells, line in zip(body, comparison.lines)]
+  lines += [
+    render(cells, _MARKS[line.verdict], '!' * bool(line.nonfinite_cells)) for cells, line in zip(body, comparison.lines)
+  ]
   if reference:
     lines += [rule] + [render(cells) for cells in reference]
   footer = [textwrap.fill(text, WIDTH, subsequent_indent='  ') for text in _footer(comparison)]
@@ -143,10 +145,10 @@ def _footer(comparison: Comparison) -> Iterator[str]:
 def _warnings(comparison: Comparison) -> tuple[str, ...]:
   caveat = baseline_caveat(comparison)
   return ((caveat,) if caveat else ()) + tuple(
-      f'{line.name}: plans became non-finite in {line.nonfinite_cells} of {line.cells} cells, '
-      f'first in MPC iteration {line.nonfinite_from}.'
-      for line in comparison.lines
-      if line.nonfinite_cells
+    f'{line.name}: plans became non-finite in {line.nonfinite_cells} of {line.cells} cells, '
+    f'first in MPC iteration {line.nonfinite_from}.'
+    for line in comparison.lines
+    if line.nonfinite_cells
   )
 
 
@@ -155,9 +157,9 @@ def _sample_notes(comparison: Comparison) -> tuple[str, ...]:
   seeds = 'one CEM seed' if one_seed else f'{comparison.seeds} CEM seeds'
   test = 'exact McNemar test' if one_seed else 'exact sign-flip test over episodes'
   notes = [
-      f'{comparison.episodes} episodes, horizon {comparison.horizon}, one checkpoint, {seeds}.',
-      f'Success in % of cells with its 95% Wilson interval; vs FP: paired difference in points after {comparison.iterations} '
-      f'MPC iterations with its 95% Newcombe interval; p: {test}, Holm-adjusted over the variants.',
+    f'{comparison.episodes} episodes, horizon {comparison.horizon}, one checkpoint, {seeds}.',
+    f'Success in % of cells with its 95% Wilson interval; vs FP: paired difference in points after {comparison.iterations} '
+    f'MPC iterations with its 95% Newcombe interval; p: {test}, Holm-adjusted over the variants.',
   ]
   counts = [line.cells for line in comparison.lines]
   if len(set(counts)) > 1:
@@ -177,11 +179,19 @@ def _records(comparison: Comparison) -> Iterator[dict[str, object]]:
         record |= {f'{module}_{name}': '' if value is None else value for name, value in fields.items()}
     record |= {'cells': line.cells, 'episodes': comparison.episodes, 'seeds': comparison.seeds}
     for k, rate in enumerate(line.success, start=1):
-      record |= {f'success_{k}': _exact(rate.estimate), f'success_{k}_low': _exact(rate.low), f'success_{k}_high': _exact(rate.high)}
+      record |= {
+        f'success_{k}': _exact(rate.estimate),
+        f'success_{k}_low': _exact(rate.low),
+        f'success_{k}_high': _exact(rate.high),
+      }
     if line.difference is not None:
       values = dataclasses.asdict(line.difference)
       record |= {f'difference_{name}': _exact(value) for name, value in values.items() if value is not None}
-    record |= {'verdict': line.verdict or '', 'nonfinite_cells': line.nonfinite_cells, 'nonfinite_from': line.nonfinite_from or ''}
+    record |= {
+      'verdict': line.verdict or '',
+      'nonfinite_cells': line.nonfinite_cells,
+      'nonfinite_from': line.nonfinite_from or '',
+    }
     yield record
 
 
