@@ -14,6 +14,7 @@ from hypothesis import given, settings, strategies as st
 import pytest
 
 from wmq_jax.analysis import load_results, style, write_report
+from wmq_jax.analysis.plots import log_ticks
 
 ROOT = Path(__file__).parents[2]
 VOID = {'meta', 'img', 'br'}
@@ -164,6 +165,13 @@ assert not {{'matplotlib.pyplot', 'jax', 'scipy'}} & set(sys.modules)
 """
   done = subprocess.run([sys.executable, '-W', 'error', '-c', check], cwd=ROOT, capture_output=True, text=True)
   assert (done.returncode, done.stdout, done.stderr) == (0, '', '')
+
+
+@given(st.floats(1e-6, 1e3), st.floats(1.02, 1e9))
+def test_logarithmic_axes_have_a_few_ticks(low, factor):
+  ticks = log_ticks(low, low * factor)
+  assert 2 <= len(ticks) <= 6 and ticks == sorted(set(ticks))
+  assert low * (1 - 1e-9) <= ticks[0] and ticks[-1] <= low * factor * (1 + 1e-9)
 
 
 @settings(max_examples=8, deadline=None)

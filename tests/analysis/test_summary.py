@@ -38,7 +38,10 @@ def test_verdicts(tmp_path, synthetic):
   assert verdicts['FP32'] == 'baseline' and verdicts['W8'] == 'survives' and verdicts['W3'] == 'falls'
   assert verdicts['W6'] == 'undecided'  # 6 points worse, and 12 are not excluded
   assert verdicts['W4'] is None and comparison.line('W4').cells == 0
-  assert '1 of 3 quantized variants survives. Full precision reaches the goal in 90% of 100 cells; W8' in headline(comparison)
+  assert (
+    '1 of 3 quantized variants survives, 1 is undecided, 1 falls. Full precision reaches the goal in 90% of 100 cells; W8'
+    in headline(comparison)
+  )
   sentences = verdict_sentences(comparison)
   assert list(sentences) == ['survives', 'undecided', 'falls'] and sentences['falls'].startswith('Falls: W3 (')
 

@@ -11,7 +11,7 @@ from wmq_jax.analysis.page import Cell
 from wmq_jax.analysis.pictures import Picture
 from wmq_jax.analysis.rank import RESAMPLES
 from wmq_jax.analysis.results import Results
-from wmq_jax.analysis.summary import Comparison, Line, headline, verdict_sentences
+from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, headline, verdict_sentences
 from wmq_jax.analysis.table import columns, footnotes
 
 
@@ -51,6 +51,9 @@ def _opening(results: Results, main: Comparison | None) -> Iterator[str]:
   yield page.paragraph(headline(main), 'lead')
   if main is not None:
     yield page.marked_list(verdict_sentences(main))
+    caveat = baseline_caveat(main)
+    if caveat:
+      yield page.paragraph(caveat)
   if not results.finished:
     yield page.paragraph('The sweep is not finished: this is the state so far.', 'note')
 

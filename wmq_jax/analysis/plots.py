@@ -17,6 +17,7 @@ from wmq_jax.analysis.summary import Comparison, Line, Rate
 if TYPE_CHECKING:
   from matplotlib.artist import Artist
   from matplotlib.axes import Axes
+  from matplotlib.axis import Axis
   from matplotlib.figure import Figure
 
 SIZE_SIZE = (7.6, 4.2)  # of `draw_size`, inches
@@ -98,9 +99,7 @@ def draw_size(fig: 'Figure', comparison: Comparison) -> None:
     ax.plot([x], [rate.estimate], style.VERDICT_MARKERS[line.verdict], color=colour, markersize=6.5, zorder=3)
   ax.set_xscale('log')
   ax.set_xlim(min(megabytes) / 1.25, max(megabytes) * 1.75)  # room at the right for the names of the references
-  ticks = _size_ticks(min(megabytes), max(megabytes))
-  ax.set_xticks(ticks, [f'{tick:g}' for tick in ticks])
-  ax.minorticks_off()
+  _tick_log(ax.xaxis)
   ax.set_ylim(-0.06, 1.09)
   _percent(ax.yaxis)
   ax.set_xlabel('storage size (MB, log scale)')
@@ -169,6 +168,8 @@ def draw_scatter(fig: 'Figure', comparison: Comparison, aligned: Mapping[str, Al
     _cloud(top, data.predicted_cost, data.realised_cost, data.solved, log_y=True)
     _identity(top)
     _cloud(bottom, data.realised_cost, data.distance, data.solved, log_y=False)
+    for axis in (top.xaxis, top.yaxis, bottom.xaxis):
+      _tick_log(axis)
     top.set_title(_wrapped(name), color=style.VERDICT_COLOURS[line.verdict])
     top.set_xlabel('predicted cost', fontsize=8)
     bottom.set_xlabel('realised cost', fontsize=8)
@@ -244,15 +245,11 @@ def _reference_lines(ax: 'Axes', comparison: Comparison, vertical: bool) -> list
   return drawn
 
 
-def _percent(axis) -> None:
-  axis.set_major_locator(_fixed([0, 0.25, 0.5, 0.75, 1]))
-  axis.set_major_formatter(lambda value, _: f'{100 * value:.0f}%')
-
-
-def _fixed(values: Sequence[float]):
+def _percent(axis: 'Axis') -> None:
   from matplotlib.ticker import FixedLocator
 
-  return FixedLocator(values)
+  axis.set_major_locator(FixedLocator([0, 0.25, 0.5, 0.75, 1]))
+  axis.set_major_formatter(lambda value, _: f'{100 * value:.0f}%')
 
 
 def _verdict_legend(fig: 'Figure', verdicts: set) -> None:
@@ -307,10 +304,9 @@ def _cloud(ax: 'Axes', x: np.ndarray, y: np.ndarray, solved: np.ndarray, log_y: 
       color=style.TONES[role].light,
       alpha=0.55,
       linewidths=0.8 if marker == 'x' else 0,
-      rasterized=True,
-    )  # thousands of points would swell the page
+      rasterized=True,  # thousands of points would swell the page
+    )
   ax.tick_params(labelsize=7)
-  ax.minorticks_off()
 
 
 def _identity(ax: 'Axes') -> None:
@@ -336,8 +332,23 @@ def _spread(values: Sequence[float]) -> list[float]:
   return moved
 
 
-def _size_ticks(low: float, high: float) -> list[float]:
-  """1, 2, 5 times powers of ten inside the range, at least its two ends."""
-  ticks = [m * 10.0**e for e in range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1) for m in (1, 2, 5)]
-  inside = [tick for tick in ticks if low / 1.1 <= tick <= high * 1.1]
-  return inside if len(inside) > 1 else [float(f'{low:.2g}'), float(f'{high:.2g}')]
+def log_ticks(low: float, high: float) -> list[float]:
+  """Two to six values in low..high: 1, 2, 5 times powers of ten; powers alone in a long range, even steps in a short one."""
+  powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+  fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5) if low <= factor * 10.0**power <= high]
+  if len(fine) > 6:
+    decades = [10.0**power for power in powers if low <= 10.0**power <= high]
+    return decades[:: math.ceil(len(decades) / 6)]
+  if len(fine) > 1:
+    return fine
+  step = 10.0 ** math.floor(math.log10((high - low) / 2))
+  return [step * k for k in range(math.ceil(low / step), math.floor(high / step) + 1)][:: math.ceil((high - low) / step / 5)]
+
+
+def _tick_log(axis: 'Axis') -> None:
+  """Plain numbers on a logarithmic axis whose limits are final."""
+  from matplotlib.ticker import FixedLocator, NullLocator
+
+  axis.set_major_locator(FixedLocator(log_ticks(*axis.get_view_interval())))
+  axis.set_minor_locator(NullLocator())
+  axis.set_major_formatter(lambda value, _: f'{value:g}')

@@ -154,7 +154,11 @@ def headline(comparison: Comparison | None) -> str:
     return 'There is no full-precision variant to compare with: success rates only.'
   base = comparison.line(comparison.full_precision)
   survivors = comparison.with_verdict('survives')
-  text = f'{len(survivors) or "None"} of {len(judged)} quantized variants {"survives" if len(survivors) == 1 else "survive"}. '
+  undecided, fallen = len(comparison.with_verdict('undecided')), len(comparison.with_verdict('falls'))
+  counts = [f'{"survives" if len(survivors) == 1 else "survive"}']
+  counts += [f'{undecided} {"is" if undecided == 1 else "are"} undecided'] * bool(undecided)
+  counts += [f'{fallen} {"falls" if fallen == 1 else "fall"}'] * bool(fallen)
+  text = f'{len(survivors) or "None"} of {len(judged)} quantized variants {", ".join(counts)}. '
   text += f'Full precision reaches the goal in {base.success[-1].estimate:.0%} of {base.cells} cells'
   if survivors:
     smallest = min(survivors, key=lambda line: line.variant.size_bytes)
