@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Callable, Mapping
+from typing import Any, Mapping
 
-import jax
 import numpy as np
 
 from wmq_jax.checkpoints.official import from_torch
 from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, WorldModelConfig
-
-
-def quick_jit(function: Callable[..., Any]) -> Callable[..., Any]:
-  """`jax.jit` with less optimisation: compiles in half the time, which counts for programs that run once."""
-  return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def encoder_config(recording, **changes: Any) -> ViTConfig:

@@ -3,12 +3,12 @@
 import functools
 import math
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.golden.recorded_models import encoder_config
+from tests.quick_jit import quick_jit
 from wmq_jax.models import WorldModel, normalize_image
 from wmq_jax.models.dinov2 import VisionTransformer
 from wmq_jax.models.image import interpolate_positions, resize
@@ -63,12 +63,12 @@ def test_every_stage(recording, sides, backbone, close):
     images = resize(images, encoder_side)
     close(np.moveaxis(images, -1, -3), recording.sub(f"{key}/resized"), atol=5e-6, what=f"{key} resized")
 
-    features, state = jax.jit(functools.partial(model.apply, capture_intermediates=True))(variables, images)
+    features, state = quick_jit(functools.partial(model.apply, capture_intermediates=True))(variables, images)
     stages = {name: value["__call__"][0] for name, value in state["intermediates"].items() if name != "__call__"}
     batch, grid, _, width = stages["patch_embed"].shape
     last_block = stages[f"blocks_{model.config.depth - 1}"]
-    positions = model.apply(variables, grid, method="positions")
-    tokens = model.apply(variables, images, method="tokens")
+    positions, tokens = quick_jit(lambda images: (
+        model.apply(variables, grid, method="positions"), model.apply(variables, images, method="tokens")))(images)
     for name, value, atol in (
         ("patch_embed", stages["patch_embed"].reshape(batch, grid**2, width), 1e-5),
         ("pos_embed_interp", positions, 1e-5),
@@ -87,6 +87,7 @@ def test_class_token_feature_has_a_patch_axis(recording, sides, recorded_model, 
     config, params = recorded_model(side)
     config = config.replace(encoder=config.encoder.replace(feature="x_norm_clstoken"))
     images = normalize_image(channel_last(recording[f"img{side}/image_u8"]))[:, None]
-    latent = WorldModel(config).apply(
-        {"params": params}, images, np.zeros((len(images), 1, config.proprio_dim), np.float32), method="encode_obs")
+    proprio = np.zeros((len(images), 1, config.proprio_dim), np.float32)
+    encode = quick_jit(functools.partial(WorldModel(config).apply, method="encode_obs"))
+    latent = encode({"params": params}, images, proprio)
     close(latent.visual[:, 0], recording.sub(f"img{side}/cls_encoder_out"), atol=5e-4)

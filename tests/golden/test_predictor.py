@@ -1,12 +1,13 @@
 """The frame-causal predictor against predictor.npz: full windows, growing windows and the last frame alone."""
 
-import functools
+from typing import NamedTuple
 
-import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from tests.golden.recorded_models import predictor_config
+from tests.quick_jit import quick_jit
 from wmq_jax.models import PredictorConfig
 from wmq_jax.models.predictor import Predictor, frame_causal_mask
 
@@ -34,38 +35,48 @@ def windows(recording, golden, recorded_model):
   return found
 
 
-@functools.partial(jax.jit, static_argnums=0)
+class Outputs(NamedTuple):
+  """What the predictor makes of a window, in three ways: all successors, the last one alone, frames appended one by one."""
+
+  all: np.ndarray
+  last: np.ndarray
+  appended: np.ndarray
+  stages: dict
+
+
 def run(model, variables, x):
-  """All successors, the outputs of every submodule, and the last frame's successor by the pruned way."""
-  y, state = model.apply(variables, x, capture_intermediates=True)
-  return y, state["intermediates"], model.apply(variables, x, method="last_frame")
+  @quick_jit
+  def program(variables, x):
+    y, state = model.apply(variables, x, capture_intermediates=True)
+    cache, appended = None, []
+    for frame in jnp.split(x, x.shape[1] // model.tokens_per_frame, axis=1):
+      out, cache = model.apply(variables, frame, cache, method="extend")
+      appended.append(out)
+    last = model.apply(variables, x, method="last_frame")
+    return Outputs(y, last, jnp.concatenate(appended, axis=1), state["intermediates"])
+
+  return program(variables, x)
 
 
 def test_windows(recording, windows, close):
   for model, variables, patches, key in windows:
-    y, stages, last = run(model, variables, recording[f"{key}/x"])
-    close(stages["layers_0"]["attn"]["__call__"][0][0], recording.sub(f"{key}/attn0"), what=f"{key} attn0", **BLOCK)
-    close(stages["layers_0"]["__call__"][0][0], recording.sub(f"{key}/block0"), what=f"{key} block0", **BLOCK)
-    close(y, recording.sub(f"{key}/y"), what=key, **OUTPUT)
+    out = run(model, variables, recording[f"{key}/x"])
+    layer = out.stages["layers_0"]
+    close(layer["attn"]["__call__"][0][0], recording.sub(f"{key}/attn0"), what=f"{key} attn0", **BLOCK)
+    close(layer["__call__"][0][0], recording.sub(f"{key}/block0"), what=f"{key} block0", **BLOCK)
+    close(out.all, recording.sub(f"{key}/y"), what=key, **OUTPUT)
+    close(out.appended, recording.sub(f"{key}/y"), what=f"{key} appended", **OUTPUT)
     if f"{key}/y/idx" not in recording:
-      close(last, recording[f"{key}/y"][:, -patches:], what=f"{key} last frame", **OUTPUT)
-
-
-def test_frames_appended_one_by_one(recording, windows, close):
-  for model, variables, patches, key in windows:
-    x, cache, outputs = recording[f"{key}/x"], None, []
-    for start in range(0, x.shape[1], patches):
-      y, cache = model.apply(variables, x[:, start:start + patches], cache, method="extend")
-      outputs.append(y)
-    close(np.concatenate(outputs, axis=1), recording.sub(f"{key}/y"), what=key, **OUTPUT)
+      close(out.last, recording[f"{key}/y"][:, -patches:], what=f"{key} last frame", **OUTPUT)
 
 
 def test_two_extra_tokens_per_frame(recording, recorded_model, golden, close):
   patches = min(int(n[1:]) for n in recording.names() if n[0] == "n" and n[1:].isdigit())
   config, params = recorded_model(16 * int(patches**0.5), concat_dim=0)
   model = Predictor(config.predictor, config.predictor_dim, config.tokens_per_frame, config.num_hist)
-  y, _, _ = run(model, {"params": params["predictor"]}, recording["c0/x"])
-  close(y, recording.sub("c0/y"), **OUTPUT)
+  out = run(model, {"params": params["predictor"]}, recording["c0/x"])
+  close(out.all, recording.sub("c0/y"), what="window", **OUTPUT)
+  close(out.appended, recording.sub("c0/y"), what="appended", **OUTPUT)
 
 
 def test_one_head_without_output_projection(recording, close):
@@ -94,7 +105,7 @@ def test_one_head_without_output_projection(recording, close):
   outputs = []
   for frames in (n for n in range(1, tokens + 1) if tokens % n == 0):
     model = Predictor(config, width, tokens // frames, frames)
-    outputs.append(np.asarray(model.apply({"params": params}, recording["onehead/x"])))
+    outputs.append(run(model, {"params": params}, recording["onehead/x"]).all)
   errors = [np.abs(y - recording["onehead/y"]).max() for y in outputs]
   best = int(np.argmin(errors))
   assert min(error for i, error in enumerate(errors) if i != best) > 1e-2

@@ -7,7 +7,7 @@ import numpy as np
 import optax
 import pytest
 
-from tests.golden.recorded_models import quick_jit
+from tests.quick_jit import quick_jit
 from wmq_jax.checkpoints.official import to_torch
 from wmq_jax.models import WorldModel, normalize_image
 from wmq_jax.training.losses import Clips, world_model_losses

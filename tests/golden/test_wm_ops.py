@@ -5,7 +5,7 @@ import functools
 import numpy as np
 import pytest
 
-from tests.golden.recorded_models import quick_jit
+from tests.quick_jit import quick_jit
 from wmq_jax.models import Latent, WorldModel, imagine, normalize_image
 
 LATENT = dict(atol=5e-4, rel_l2=1e-5)
