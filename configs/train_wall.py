@@ -39,7 +39,7 @@ def get_config(mode: str = 'small') -> ml_collections.ConfigDict:
       ),
   )
   config.encoder = dict(
-      steps=3000, chunk=100, batch=64, learning_rate=2e-3, warmup=100, blurs=(2.0, 4.0, 8.0, 16.0), grid=16
+      steps=1500, chunk=100, batch=64, learning_rate=2e-3, warmup=100, blurs=(2.0, 4.0, 8.0, 16.0), grid=16
   )
   config.predictor = dict(
       rounds=32, shard=6000, passes=1, batch=128, learning_rate=1e-3, weight_decay=0.01, warmup=200

@@ -6,6 +6,7 @@ before anything is restored. It is written last: a folder without it is no check
 
 from collections.abc import Mapping
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -101,8 +102,10 @@ def load_model(path: str | os.PathLike) -> ModelCheckpoint:
   return ModelCheckpoint(config, params, normalizer, description['metadata'])
 
 
+@functools.cache
 def abstract_params(config: WorldModelConfig) -> Any:
   """The parameter tree of a world model as shapes and dtypes, without computing anything."""
+  # Cached, since tracing the initialisation takes longer than reading a checkpoint.
   side = config.image_size
   sizes = (side, side, 3), (config.proprio_dim,), (config.action_dim,)
   inputs = [jax.ShapeDtypeStruct((1, 1, *size), jnp.float32) for size in sizes]

@@ -12,15 +12,16 @@ import orbax.checkpoint as ocp
 def save_tree(path: str | os.PathLike, tree: Any) -> None:
   """Writes a pytree of arrays to the new folder `path`; the folder appears whole or not at all.
 
+  Orbax has no form for arrays without elements.
+
   Raises:
     ValueError: `path` exists already.
   """
   path = Path(path).absolute()
   if path.exists():
     raise ValueError(f'cannot save to {path}: it exists already')
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(path, jax.tree.map(np.asarray, tree))
-    checkpointer.wait_until_finished()
+  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    checkpointer.save(path, args=ocp.args.StandardSave(jax.tree.map(np.asarray, tree)))
 
 
 def restore_tree(path: str | os.PathLike, like: Any) -> Any:
@@ -38,5 +39,5 @@ def restore_tree(path: str | os.PathLike, like: Any) -> Any:
   if not path.is_dir():
     raise FileNotFoundError(f'no saved tree at {path}')
   target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-  with ocp.StandardCheckpointer() as checkpointer:
-    return checkpointer.restore(path, target)
+  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+    return checkpointer.restore(path, args=ocp.args.StandardRestore(target))

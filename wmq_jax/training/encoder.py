@@ -20,6 +20,8 @@ from wmq_jax.training.settings import EncoderSettings
 from wmq_jax.training.views import blurred_views
 
 _WEIGHT_DECAY = 0.01
+# Without these two the loss jumps back to that of a blank guess every few hundred steps.
+_CLIP, _SECOND_MOMENT = 1.0, 0.98
 _STATISTICS_FRAMES = 4096  # from which the views' and the latents' means and deviations are taken
 
 
@@ -36,8 +38,9 @@ def encoder_stage(
     key: of the batches.
     settings: sizes and rates.
   """
-  optimizer = optax.adamw(
-      warmup_cosine(settings.learning_rate, settings.warmup, settings.steps), weight_decay=_WEIGHT_DECAY
+  rate = warmup_cosine(settings.learning_rate, settings.warmup, settings.steps)
+  optimizer = optax.chain(
+      optax.clip_by_global_norm(_CLIP), optax.adamw(rate, b2=_SECOND_MOMENT, weight_decay=_WEIGHT_DECAY)
   )
   side = model.config.encoder_image_size // model.config.encoder.patch
   views = functools.partial(blurred_views, blurs=settings.blurs, grid=settings.grid, patches=side)

@@ -32,6 +32,9 @@ from wmq_jax.training.validation import draw_rollouts, imagine_trajectories
 
 Log = Callable[[str], None]
 _SUMMARY = 'summary.json'
+# DINOv2's initial position table (deviation 0.02) is lost beside the patches' own features, and a small encoder then takes thousands of
+# steps to learn where a patch is.
+_POSITION_GAIN = 25.0
 
 
 def open_workdir(workdir: str | Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> Path:
@@ -116,10 +119,12 @@ def train(settings: TrainSettings, workdir: Path, log: Log = print) -> dict[str,
 
 
 def init_params(model: WorldModel, key: jax.Array) -> dict[str, Any]:
-  """Random parameters of a world model."""
+  """Random parameters of a world model; the encoder's position table is drawn wide (see `_POSITION_GAIN`)."""
   config = model.config
   sizes = (config.image_size, config.image_size, 3), (config.proprio_dim,), (config.action_dim,)
-  return dict(jax.jit(model.init)(key, *(jnp.zeros((1, 1, *size)) for size in sizes))['params'])
+  params = dict(jax.jit(model.init)(key, *(jnp.zeros((1, 1, *size)) for size in sizes))['params'])
+  encoder = params['encoder']
+  return {**params, 'encoder': {**encoder, 'pos_embed': _POSITION_GAIN * encoder['pos_embed']}}
 
 
 def _trajectories(settings: TrainSettings, workdir: Path, key: jax.Array, log: Log) -> list[Trajectories]:
