@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from wmq_jax import quant
-from wmq_jax.quant import linen
+from wmq_jax.quant import linen, paths
 
 
-class Network(nn.Module):
+class EveryKind(nn.Module):
     """One of each intercepted kind; the Dense gets its input by keyword."""
 
     @nn.compact
@@ -20,6 +20,16 @@ class Network(nn.Module):
         x = nn.Dense(5, name="dense")(inputs=x.reshape(*x.shape[:2], 6))
         x = nn.MultiHeadDotProductAttention(num_heads=1, qkv_features=5, name="attention")(x)
         return nn.Einsum((5, 2), "abc,cd->abd", name="einsum")(x)
+
+
+class Network(nn.Module):
+    """A convolution and two Dense layers."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = nn.relu(nn.Conv(4, (3, 3), name="conv")(x))
+        x = jnp.tanh(nn.Dense(5, name="dense")(inputs=x))
+        return nn.Dense(3, name="last")(x)
 
 
 class Layer(nn.Module):
@@ -41,7 +51,11 @@ class Stack(nn.Module):
 
 
 def initialized(model, x):
-    return model.init(jax.random.key(0), x)["params"]
+    return jax.jit(model.init)(jax.random.key(0), x)["params"]
+
+
+def is_quantizer(node):
+    return isinstance(node, quant.Quantizer)
 
 
 @pytest.fixture(scope="module")
@@ -57,10 +71,19 @@ def network(images):
     return model, params, statistics
 
 
-def test_every_kind_of_layer_is_a_site(network):
-    _, params, statistics = network
+def test_every_kind_of_layer_is_a_site(images):
+    model = EveryKind()
+    params = initialized(model, images)
+    statistics = quant.calibrate(linen.observe(model), {"params": params}, [(images,)])
     expected = {"conv", "general", "dense", "einsum", *(f"attention/{name}" for name in ("query", "key", "value", "out"))}
     assert set(quant.site_statistics(statistics)) == expected == set(quant.kernel_sites(params))
+    # Each of them is really quantized.
+    apply, plain = jax.jit(linen.quantized_apply(model)), model.apply({"params": params}, images)
+    off = quant.quantize(quant.static_activations(None), params, statistics)
+    for site in expected:
+        one = quant.quantize(quant.static_activations(2, rules=[site]), params, statistics)["quant"]
+        quantizers = paths.nest(paths.named_leaves(one, is_leaf=is_quantizer), off["quant"])
+        assert jnp.abs(apply({"params": params, "quant": quantizers}, images) - plain).max() > 1e-3, site
 
 
 def test_static_inputs_equal_quantizing_by_hand(network, images):
@@ -213,6 +236,7 @@ def test_straight_through_gradients_reach_inputs_and_scales(network, images):
         return (linen.quantized_apply(model, rounding=rounding)({"params": params, "quant": tree}, x) ** 2).sum()
 
     scale = variables["quant"]["dense"]["input"].scale
-    to_scale, to_x = jax.grad(loss, argnums=(0, 1))(scale, images, quant.straight_through_round)
+    gradient = jax.jit(jax.grad(loss, argnums=(0, 1)), static_argnums=2)
+    to_scale, to_x = gradient(scale, images, quant.straight_through_round)
     assert jnp.isfinite(to_scale) and to_scale != 0 and jnp.abs(to_x).max() > 0
-    assert jnp.abs(jax.grad(loss, argnums=1)(scale, images, jnp.round)).max() == 0
+    assert jnp.abs(gradient(scale, images, jnp.round)[1]).max() == 0
