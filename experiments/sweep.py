@@ -33,7 +33,7 @@ def main(config: dict[str, Any]) -> None:
             sweep = sweeps.prepare(sweeps.check_settings(config), config)
             folder = sweeps.open_folder(sweep, _WORKDIR.value)
             stack.enter_context(folder.locked())
-        print(sweeps.describe(sweep), flush=True)
+        print(f"{sweeps.describe(sweep)}\n{sweeps.standing(sweep, folder)}", flush=True)
         if not sweeps.run_sweep(sweep, folder):
             print(f"this process's share is done; other processes are still at work in {folder.path}")
             return

@@ -9,7 +9,7 @@ from wmq_jax.sweep.cells import Cell, all_cells
 from wmq_jax.sweep.devices import cell_mesh, configure
 from wmq_jax.sweep.engine import Engine, compile_engine
 from wmq_jax.sweep.manifest import Manifest, make_manifest
-from wmq_jax.sweep.run import Sweep, describe, open_folder, prepare, run_sweep
+from wmq_jax.sweep.run import Sweep, describe, open_folder, prepare, run_sweep, standing
 from wmq_jax.sweep.scheduler import run_cells
 from wmq_jax.sweep.settings import SweepSettings, check_settings
 from wmq_jax.sweep.store import ResultsFolder
@@ -32,4 +32,5 @@ __all__ = [
     "prepare",
     "run_cells",
     "run_sweep",
+    "standing",
 ]

@@ -46,3 +46,14 @@ def cell_mesh(devices: int = 0) -> jax.sharding.Mesh:
         raise ValueError(f"engine.devices must be 0..{len(local)} (what this process has), not {devices}")
     chosen = np.array(local[: devices or len(local)])
     return jax.sharding.Mesh(chosen, (CELLS,), axis_types=(jax.sharding.AxisType.Auto,))
+
+
+def use_compilation_cache(folder: str | os.PathLike) -> None:
+    """Keeps compiled programs in ``folder``, so that a resumed sweep starts at once; results are the same.
+
+    A cache that ``JAX_COMPILATION_CACHE_DIR`` names is used instead.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        jax.config.update("jax_compilation_cache_dir", os.fspath(folder))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)

@@ -21,7 +21,7 @@ from wmq_jax.planning import CEMConfig, Problem, world_model
 from wmq_jax.sweep import provenance, references
 from wmq_jax.sweep.calibration import closed_loop_statistics
 from wmq_jax.sweep.cells import Cell, all_cells
-from wmq_jax.sweep.devices import cell_mesh
+from wmq_jax.sweep.devices import cell_mesh, use_compilation_cache
 from wmq_jax.sweep.engine import Engine, compile_engine
 from wmq_jax.sweep.manifest import Manifest, make_manifest
 from wmq_jax.sweep.memory import choose_tile, num_samples
@@ -97,7 +97,18 @@ def open_folder(sweep: "Sweep", workdir: str | None) -> ResultsFolder:
     """
     folder = ResultsFolder(workdir or f"results/{sweep.settings.name}", jax.process_index())
     folder.adopt_config(sweep.config, IDENTITY)
+    use_compilation_cache(folder.path.absolute() / "compilation_cache")
     return folder
+
+
+def standing(sweep: "Sweep", folder: ResultsFolder) -> str:
+    """How far the folder is, for a person."""
+    total, done = len(sweep.cells()), len(folder.load("rows"))
+    if done == 0:
+        return f"starting {total} cells in {folder.path}"
+    if done < total:
+        return f"resuming in {folder.path}: {done} of {total} cells are done"
+    return f"all {total} cells are done in {folder.path}"
 
 
 def prepare(settings: SweepSettings, config: Mapping[str, Any]) -> Sweep:

@@ -1,0 +1,113 @@
+"""The command line as a user meets it, on a tiny checkpoint."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--config=configs/wall.py:small",
+    "--config.variants=w4 w8a8-tensor",
+    "--config.planner.samples=8",
+    "--config.planner.elites=3",
+    "--config.planner.steps=2",
+    "--config.planner.iterations=2",
+    "--config.episodes.count=3",
+    "--config.pictures=2",
+]
+
+
+def sweep(*arguments, **kwargs):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.sweep", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env={**os.environ, "PYTHONWARNINGS": "error::UserWarning:wmq_jax"},
+        **kwargs,
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(checkpoint, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("results") / "tiny"
+    run = sweep(*SMALL, f"--config.checkpoint={checkpoint}", f"--workdir={folder}")
+    assert run.returncode == 0, run.stderr
+    return folder, run
+
+
+def test_what_a_sweep_prints_and_leaves(finished):
+    folder, run = finished
+    for word in ("variants   3: FP32, W4, W8A8 per-tensor", "starting 9 cells", "9/9 cells"):
+        assert word in run.stdout + run.stderr
+    for name in ("FP32", "W4", "W8A8 per-tensor", "true simulator", "random actions"):
+        assert name in run.stdout
+    files = ("config.json", "variants.json", "episodes.json", "rows.jsonl", "reference.jsonl", "traces.npz", "report.html")
+    assert [name for name in files if not (folder / name).exists()] == []
+    config = json.loads((folder / "config.json").read_text())
+    assert config["versions"]["jax"] and config["tile"] == 1 and config["device"]["platform"] == "cpu"
+    assert "xla_cpu_multi_thread_eigen=false" in config["xla_flags"]
+    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    assert [(row["variant"], row["episode"]) for row in rows] == [
+        (name, n) for name in ("FP32", "W4", "W8A8 per-tensor") for n in range(3)
+    ]
+    for row in rows:
+        assert len(row["predicted_cost"]) == len(row["distance"]) == row["iterations"]
+        assert len(row["success"]) == 2 and len(row["path"]) == 1 + 5 * row["iterations"]
+
+
+def test_the_same_command_again_says_that_all_is_done(finished, checkpoint):
+    folder, _ = finished
+    before = (folder / "rows.jsonl").read_bytes()
+    run = sweep(*SMALL, f"--config.checkpoint={checkpoint}", f"--workdir={folder}")
+    assert run.returncode == 0, run.stderr
+    assert "all 9 cells are done" in run.stdout and "/9 cells" not in run.stderr
+    assert (folder / "rows.jsonl").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--nope=1"], "Unknown command line flag 'nope'"),
+        (["extra"], "unknown argument 'extra'; settings are given as --name=value, see --help"),
+        (["--config.planner.nope=1"], "--config.planner.nope: the config has no field 'nope' there; its fields are "),
+        (["--config.planner=1"], "--config.planner is a group of fields; set one of "),
+        (["--config.planner.steps=many"], "flag --config.planner.steps=many: invalid literal for int()"),
+        (["--config=configs/none.py"], "there is no config file configs/none.py; give FILE.py or FILE.py:MODE"),
+        (["--config=configs/wall.py:huge"], "configs/wall.py has the modes study, small, not 'huge'"),
+        (["--config.variants=w1"], "variant 'w1': "),
+        (["--config.variants=w4g0"], "variant 'w4g0': "),
+        (["--config.checkpoint=nowhere"], "no model checkpoint at nowhere: it has no model.json"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, arguments, sentence):
+    run = sweep(f"--workdir={tmp_path / 'w'}", *arguments)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1, run.stderr
+    assert sentence in run.stderr
+    assert not (tmp_path / "w").exists()
+
+
+def test_results_of_another_config_are_kept(finished, checkpoint):
+    folder, _ = finished
+    run = sweep(*SMALL, f"--config.checkpoint={checkpoint}", f"--workdir={folder}", "--config.planner.alpha=0.5")
+    assert run.returncode == 2
+    assert "holds results of another config: config.planner.alpha is 1.0 there and 0.5 now" in run.stderr
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path, checkpoint):
+    (tmp_path / "file").write_text("")
+    run = sweep(*SMALL, f"--config.checkpoint={checkpoint}", f"--workdir={tmp_path / 'file'}")
+    assert run.returncode == 2 and "cannot be created" in run.stderr
+
+
+def test_help_explains_itself():
+    run = sweep("--help")
+    text = run.stdout + run.stderr
+    for word in ("--config", "--workdir", "resumes", "--config.path=value", "report.html"):
+        assert word in text
