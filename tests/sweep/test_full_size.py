@@ -1,0 +1,47 @@
+"""The official sizes on CPU: initialise, quantize, compile, and one CEM step over a three-frame window."""
+
+import jax
+import numpy as np
+
+from wmq_jax import quantized
+from wmq_jax.checkpoints.native import abstract_params
+from wmq_jax.data import Normalizer
+from wmq_jax.envs import make_env
+from wmq_jax.models import WorldModel, official_config
+from wmq_jax.planning import CEMConfig, MPCConfig, Problem, make_objective, world_model
+from wmq_jax.sweep import Cell, cell_mesh, compile_engine, make_manifest, run_cells
+from wmq_jax.sweep.memory import choose_tile
+
+HISTORY = 3
+
+
+def test_full_size_plans_quantized():
+    config = official_config("wall").replace(num_hist=HISTORY, decoder=None)
+    shapes = abstract_params(config)
+    size = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert 41e6 < size < 43e6, "ViT-S/14 and the official predictor have about 41.7 M parameters"
+    random = np.random.RandomState(0)
+    params = jax.tree.map(lambda leaf: 0.02 * random.standard_normal(leaf.shape).astype(np.float32), shapes)
+    specs = [quantized.parse_variant(text) for text in ("fp", "w4a8-token")]
+    table = quantized.build_variants(config, params, specs)
+    ones = np.ones(2, np.float32)
+    normalizer = Normalizer(0 * ones, ones, 32 * ones, 15 * ones)
+    problem = Problem(
+        model=world_model(config, quantized.quantized_apply(WorldModel(config)), normalizer),
+        env=make_env("wall", image_size=config.image_size),
+        objective=make_objective(),
+        config=MPCConfig(CEMConfig(samples=2, elites=2, steps=1), horizon=HISTORY, iterations=1),
+        normalizer=normalizer,
+        frameskip=config.frameskip,
+    )
+    table_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(table))
+    tile, peak = choose_tile(config, problem.config, table_bytes, keep_all=False)
+    assert tile == 1 and table_bytes < peak < 2**31
+    mesh = cell_mesh(1)
+    engine = compile_engine(problem, table, make_manifest(problem.env, "development", 1, 99), mesh, tile, 1)
+    cells = [Cell(variant, 0, HISTORY, 0) for variant in range(len(specs))]
+    records = {done.cell: done.records[0] for call in run_cells(engine, cells) for done in call.finished}
+    full, low = (records[cell] for cell in cells)
+    assert full.finite and low.finite
+    assert full.initial_cost != low.initial_cost, "four bits must change something"
+    assert np.isfinite(full.predicted_cost) and full.actions.shape == (HISTORY, config.action_dim)

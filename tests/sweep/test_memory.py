@@ -1,0 +1,53 @@
+"""The memory estimate against what XLA says it needs."""
+
+import jax
+import pytest
+
+from wmq_jax.sweep import memory
+from wmq_jax.sweep.run import build_engine
+
+
+@pytest.mark.parametrize("samples", [64, 512])
+def test_estimate_is_of_the_right_size(prepare, samples):
+    """Within a factor of three of XLA's own figure for the temporaries of one tile."""
+    sweep = prepare(planner__samples=samples, variants="fp w4", planner__horizons="3", engine__devices=1)
+    engine = build_engine(sweep)
+    needed = engine.program.memory_analysis().temp_size_in_bytes
+    one = memory.cell_bytes(sweep.checkpoint.config, sweep.problem.config, keep_all=False)
+    table = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.table)) / len(sweep.names)
+    assert needed / 3 < one + table < needed * 3
+
+
+def test_larger_sweeps_need_more(prepare):
+    sweep = prepare()
+    model, config = sweep.checkpoint.config, sweep.problem.config
+    base = memory.cell_bytes(model, config, False)
+    assert memory.cell_bytes(model, config, True) > base
+    assert memory.cell_bytes(model.replace(num_hist=3), config, False) > 2.5 * base
+    tiles = [memory.choose_tile(model, config, 0, False, tile)[1] for tile in (1, 2, 4)]
+    assert tiles[1] == 2 * tiles[0] and tiles[2] == 4 * tiles[0]
+
+
+def test_accelerators_get_the_tile_that_keeps_them_busy(prepare, monkeypatch):
+    sweep = prepare()
+    model, config = sweep.checkpoint.config, sweep.problem.config
+
+    class Device:
+        platform = "gpu"
+
+        def __init__(self, limit):
+            self._limit = limit
+
+        def memory_stats(self):
+            return {"bytes_limit": self._limit, "bytes_in_use": 0}
+
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(2**40)])
+    large, _ = memory.choose_tile(model, config, 0, False)
+    assert large == memory.MAX_TILE
+    one = memory.cell_bytes(model, config, False)
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(5 * one)])
+    small, peak = memory.choose_tile(model, config, 0, False)
+    assert 1 <= small <= 5 and peak <= 5 * one
+    monkeypatch.setattr(jax, "local_devices", lambda: [Device(one // 2)])
+    with pytest.raises(ValueError, match="lower --config.engine.tile, --config.planner.samples or the number"):
+        memory.choose_tile(model, config, 0, False)
