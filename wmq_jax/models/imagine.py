@@ -104,8 +104,8 @@ def _fenced(needed: bool | jax.Array, step: Callable[[], Any], frame: jax.Array)
   def skip():
     return frame, *zeros[1:]
 
-  return lax.fori_loop(
-      0, 2, lambda i, out: lax.cond(i == 1, lambda: lax.cond(needed, step, skip), lambda: out), zeros)
+  run = step if needed is True else lambda: lax.cond(needed, step, skip)
+  return lax.fori_loop(0, 2, lambda i, out: lax.cond(i == 1, run, lambda: out), zeros)
 
 
 def _first_of(latent: Latent, frames: int) -> Latent:
