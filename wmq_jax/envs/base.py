@@ -34,6 +34,8 @@ class EnvSpec:
     image_size: side of `Observation.visual` in pixels.
     on_device: True if every function is pure JAX, so that it can be traced, vmapped and looped over; False for a simulator on the
       host, whose functions take and return numpy arrays.
+    extent: left, right, bottom and top edge of `Observation.visual` in the units of the first two entries of `Observation.proprio`, for
+      pictures; None if they are no position.
   """
 
   name: str
@@ -42,6 +44,7 @@ class EnvSpec:
   state_dim: int
   image_size: int
   on_device: bool
+  extent: tuple[float, float, float, float] | None = None
 
 
 class Environment(Protocol):

@@ -47,7 +47,11 @@ class Wall:
 
   @property
   def spec(self) -> EnvSpec:
-    return EnvSpec('wall', action_dim=2, proprio_dim=2, state_dim=2, image_size=self.image_size, on_device=True)
+    edge = IMAGE_SIZE - 0.5
+    return EnvSpec(
+        'wall', action_dim=2, proprio_dim=2, state_dim=2, image_size=self.image_size, on_device=True,
+        extent=(-0.5, edge, edge, -0.5),
+    )
 
   def reset(self, init_state):
     return jnp.asarray(init_state, jnp.float32)

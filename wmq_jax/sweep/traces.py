@@ -103,9 +103,10 @@ def save_traces(
         arrays[f"{key}/path"] = np.stack(path).astype(np.float32)
         arrays[f"{key}/start"] = np.asarray(picture(init.astype(np.float32)))
         arrays[f"{key}/goal"] = np.asarray(picture(goal.astype(np.float32)))
-        index.append(
-            {"variant": names[cell.variant], "episode": cell.episode, "outcome": outcome, "key": key}
-        )
+        entry = {"variant": names[cell.variant], "episode": cell.episode, "outcome": outcome, "key": key}
+        if problem.env.spec.extent is not None:
+            entry["extent"] = list(problem.env.spec.extent)
+        index.append(entry)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes(folder.path / "traces.npz", buffer.getvalue())
