@@ -9,7 +9,7 @@ from wmq_jax.models.config import (
     official_config,
 )
 from wmq_jax.models.image import normalize_image
-from wmq_jax.models.imagine import imagine
+from wmq_jax.models.imagination import imagine
 from wmq_jax.models.layout import Latent
 from wmq_jax.models.world_model import WorldModel
 
