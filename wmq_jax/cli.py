@@ -3,8 +3,9 @@
 import contextlib
 import importlib.util
 import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Callable, Iterator, Sequence
+from typing import Any
 
 import ml_collections
 from absl import app, flags, logging

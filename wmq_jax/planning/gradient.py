@@ -1,7 +1,7 @@
 """Planning by gradient descent on the actions (DINO-WM, arXiv 2411.04983, appendix on planners)."""
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
 
 import chex
 import jax

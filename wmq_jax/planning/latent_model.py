@@ -1,6 +1,7 @@
 """What a planner needs of a world model, and two things that offer it: a learned model and the true simulator."""
 
-from typing import Any, Callable, Literal, NamedTuple
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import chex
 import jax

@@ -4,7 +4,8 @@ Source: DINO-WM (arXiv 2411.04983), section 3.3, and its published planning obje
 """
 
 import dataclasses
-from typing import Callable, Literal
+from collections.abc import Callable
+from typing import Literal
 
 import chex
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
 """Sweeps: every variant on every episode in one compiled program, into a results folder that survives a kill.
 
-The modules from top to bottom: ``run`` (a sweep from config to folder), ``traces`` and ``calibration`` (what else the engine is
+The modules from top to bottom: ``preparation`` and ``run`` (a sweep from config to folder), ``traces`` and ``calibration`` (what else the engine is
 used for), ``scheduler`` (which cells it works on), ``engine`` (the compiled program), ``store`` and ``rows`` (what stays),
 ``settings``, ``manifest``, ``cells``, ``memory``, ``devices``, ``progress``, ``provenance``, ``references``.
 """
@@ -9,7 +9,8 @@ from wmq_jax.sweep.cells import Cell, all_cells
 from wmq_jax.sweep.devices import cell_mesh, configure
 from wmq_jax.sweep.engine import Engine, compile_engine
 from wmq_jax.sweep.manifest import Manifest, make_manifest
-from wmq_jax.sweep.run import Sweep, describe, open_folder, prepare, run_sweep, standing
+from wmq_jax.sweep.preparation import Sweep, describe, open_folder, prepare, standing
+from wmq_jax.sweep.run import run_sweep
 from wmq_jax.sweep.scheduler import run_cells
 from wmq_jax.sweep.settings import SweepSettings, check_settings
 from wmq_jax.sweep.store import ResultsFolder

@@ -6,7 +6,8 @@ since calibration decides what the quantizers see.
 Source: the protocol of arXiv 2602.02110.
 """
 
-from typing import Any, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import chex
 import jax

@@ -1,7 +1,7 @@
 """Cells: one variant on one episode, under one planner seed, at one horizon."""
 
 import dataclasses
-from typing import Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 
 @dataclasses.dataclass(frozen=True, order=True)

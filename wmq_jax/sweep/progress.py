@@ -2,7 +2,8 @@
 
 import sys
 import time
-from typing import Sequence, TextIO
+from collections.abc import Sequence
+from typing import TextIO
 
 
 def duration(seconds: float) -> str:

@@ -1,212 +1,26 @@
-"""A sweep from its config to a finished results folder.
-
-:func:`prepare` does everything that can fail because of what the user gave, before anything is compiled; :func:`run_sweep` then
-computes what is missing in the folder.
-"""
+"""A prepared sweep to a finished results folder: computes what is missing in it, and nothing else."""
 
 import dataclasses
 import functools
 import itertools
-import json
-from typing import Any, Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 
 from wmq_jax import quantized
-from wmq_jax.checkpoints.native import ModelCheckpoint, bundled_model_path, load_model
-from wmq_jax.envs import make_env
 from wmq_jax.io import write_json
 from wmq_jax.models import WorldModel
-from wmq_jax.planning import CEMConfig, Problem, world_model
-from wmq_jax.sweep import provenance, references
+from wmq_jax.sweep import references
 from wmq_jax.sweep.calibration import closed_loop_statistics
 from wmq_jax.sweep.cells import Cell, all_cells
-from wmq_jax.sweep.devices import cell_mesh, use_compilation_cache
 from wmq_jax.sweep.engine import Engine, compile_engine
-from wmq_jax.sweep.manifest import Manifest, make_manifest
-from wmq_jax.sweep.memory import choose_tile, num_samples
+from wmq_jax.sweep.preparation import Sweep, planning_params
 from wmq_jax.sweep.progress import ProgressBar
 from wmq_jax.sweep.rows import make_row
 from wmq_jax.sweep.scheduler import run_cells
-from wmq_jax.sweep.settings import SweepSettings
 from wmq_jax.sweep.store import ResultsFolder
 from wmq_jax.sweep.traces import save_traces
-
-# Keys of config.json that decide what a row means. The number of devices and the host's versions do not (see the tests).
-IDENTITY = ("config", "tile", "platform", "params_sha256")
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """A sweep that is ready to be compiled.
-
-    Attributes:
-      settings: checked settings.
-      checkpoint: the model.
-      problem: what is planned, over variables with quantizers.
-      apply: the model's quantized apply.
-      evaluation, calibration: the manifests.
-      mesh: the devices.
-      tile: cells per tile.
-      peak_bytes: estimated peak memory per device.
-      config: contents of ``config.json``.
-    """
-
-    settings: SweepSettings
-    checkpoint: ModelCheckpoint
-    problem: Problem
-    apply: Callable[..., Any]
-    evaluation: Manifest
-    calibration: Manifest
-    mesh: jax.sharding.Mesh
-    tile: int
-    peak_bytes: int
-    config: dict[str, Any]
-
-    @property
-    def names(self) -> list[str]:
-        """Names of the variants, in the table's order."""
-        return [spec.name for spec in self.settings.variants]
-
-    def cells(self) -> list[Cell]:
-        """All cells, in canonical order."""
-        settings = self.settings
-        return list(
-            all_cells(len(settings.variants), settings.seeds, settings.horizons, settings.episodes)
-        )
-
-
-def _load_checkpoint(where: str) -> ModelCheckpoint:
-    return load_model(bundled_model_path() if where == "bundled" else where)
-
-
-def planning_params(params: Any) -> Any:
-    """The parameters that planning needs: all but the decoder's."""
-    return {name: part for name, part in params.items() if name != "decoder"}
-
-
-def open_folder(sweep: "Sweep", workdir: str | None) -> ResultsFolder:
-    """The results folder, new or of the same config.
-
-    Args:
-      sweep: a prepared sweep.
-      workdir: the folder; None for ``results/<name of the config>``.
-
-    Raises:
-      ValueError: it cannot be written, or holds results of another config.
-    """
-    folder = ResultsFolder(workdir or f"results/{sweep.settings.name}", jax.process_index())
-    folder.adopt_config(sweep.config, IDENTITY)
-    use_compilation_cache(folder.path.absolute() / "compilation_cache")
-    return folder
-
-
-def standing(sweep: "Sweep", folder: ResultsFolder) -> str:
-    """How far the folder is, for a person."""
-    total, done = len(sweep.cells()), len(folder.load("rows"))
-    if done == 0:
-        return f"starting {total} cells in {folder.path}"
-    if done < total:
-        return f"resuming in {folder.path}: {done} of {total} cells are done"
-    return f"all {total} cells are done in {folder.path}"
-
-
-def prepare(settings: SweepSettings, config: Mapping[str, Any]) -> Sweep:
-    """Loads the model, draws the episodes and lays out the computation.
-
-    Args:
-      settings: from :func:`wmq_jax.sweep.settings.check_settings`.
-      config: the resolved config that they came from, as plain dictionaries.
-
-    Raises:
-      ValueError, FileNotFoundError: the checkpoint, the environment, a variant, the number of devices or the memory does not allow it.
-    """
-    checkpoint = _load_checkpoint(settings.checkpoint)
-    model = checkpoint.config
-    env = make_env(**settings.env, image_size=model.image_size)
-    if env.spec.action_dim * model.frameskip != model.action_dim:
-        raise ValueError(
-            f"the checkpoint takes model actions of {model.action_dim} numbers, but environment {env.spec.name!r} has "
-            f"{env.spec.action_dim} an action and the frameskip is {model.frameskip}"
-        )
-    quantized.check_variants(model, checkpoint.params, settings.variants)
-    apply = quantized.quantized_apply(WorldModel(model), straight_through=not isinstance(settings.mpc.planner, CEMConfig))
-    problem = Problem(
-        model=world_model(model, apply, checkpoint.normalizer),
-        env=env,
-        objective=settings.objective,
-        config=settings.mpc,
-        normalizer=checkpoint.normalizer,
-        frameskip=model.frameskip,
-    )
-    mesh = cell_mesh(settings.devices)
-    parameters = jax.tree.leaves(planning_params(checkpoint.params))
-    table_bytes = len(settings.variants) * sum(x.nbytes for x in parameters)
-    tile, peak = choose_tile(model, settings.mpc, table_bytes, settings.objective.keep == "all", settings.tile)
-    return Sweep(
-        settings=settings,
-        checkpoint=checkpoint,
-        problem=problem,
-        apply=apply,
-        evaluation=make_manifest(env, "evaluation", settings.episodes, settings.base_seed),
-        calibration=make_manifest(env, "calibration", settings.calibration["episodes"], settings.base_seed),
-        mesh=mesh,
-        tile=tile,
-        peak_bytes=peak,
-        config={
-            "config": json.loads(json.dumps(config)),
-            "tile": tile,
-            "platform": mesh.devices.flat[0].platform,
-            "checkpoint": settings.checkpoint,
-            "params_sha256": provenance.params_sha256(checkpoint.params),
-            "model_parameters": sum(x.size for x in parameters),
-            "planner": _planner_summary(settings),
-            "versions": provenance.versions(),
-            "git_revision": provenance.git_revision(),
-            "device": provenance.device(mesh.size),
-            "xla_flags": provenance.xla_flags(),
-        },
-    )
-
-
-def _planner_summary(settings: SweepSettings) -> dict[str, Any]:
-    mpc = settings.mpc
-    return {
-        "optimizer": "cem" if isinstance(mpc.planner, CEMConfig) else "gd",
-        "horizon": mpc.horizon,
-        "horizons": list(settings.horizons),
-        "samples": num_samples(mpc),
-        "elites": getattr(mpc.planner, "elites", None),
-        "steps": mpc.planner.steps,
-        "mpc_iterations": mpc.iterations,
-        "objective": settings.objective.keep,
-        "alpha": settings.objective.alpha,
-    }
-
-
-def describe(sweep: Sweep) -> str:
-    """What a sweep will do, for a person, before it starts."""
-    settings, planner = sweep.settings, sweep.config["planner"]
-    count = len(settings.variants)
-    cells = len(sweep.cells())
-    optimizer = (
-        f"CEM, {planner['samples']} samples x {planner['steps']} steps, {planner['elites']} elites"
-        if planner["optimizer"] == "cem"
-        else f"gradient descent, {planner['steps']} steps"
-    )
-    device = sweep.config["device"]
-    lines = [
-        f"model      {settings.checkpoint} ({sweep.config['model_parameters'] / 1e6:.2f} M parameters)",
-        f"variants   {count}: " + ", ".join(sweep.names),
-        f"episodes   {settings.episodes} of {sweep.problem.env.spec.name}, {len(settings.seeds)} planner seed(s), "
-        f"horizon {', '.join(map(str, settings.horizons))} x {sweep.problem.frameskip} environment steps",
-        f"planner    {optimizer}; up to {settings.mpc.iterations} MPC iterations, objective {settings.objective.keep}, "
-        f"alpha {settings.objective.alpha:g}",
-        f"work       {cells} cells, at most {cells * settings.mpc.iterations} plans",
-        f"device     {device['count']} x {device['kind']}, tile {sweep.tile}, "
-        f"about {sweep.peak_bytes / 2**20:.0f} MiB a device",
-    ]
-    return "\n".join(lines)
 
 
 def _statistics(sweep: Sweep, engine: Engine, plain_table: Any) -> Any | None:

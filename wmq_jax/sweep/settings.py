@@ -1,7 +1,8 @@
 """Settings of a sweep: a resolved config, checked before anything is loaded or compiled."""
 
 import dataclasses
-from typing import Any, Mapping
+from collections.abc import Mapping
+from typing import Any
 
 from wmq_jax.envs import make_env
 from wmq_jax.planning import CEMConfig, GDConfig, MPCConfig, Objective, make_objective

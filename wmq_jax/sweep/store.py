@@ -9,8 +9,9 @@ import contextlib
 import fcntl
 import json
 import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any
 
 from wmq_jax.io import append_line, write_json, write_text
 from wmq_jax.sweep.rows import from_line, row_key, to_line

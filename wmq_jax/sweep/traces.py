@@ -1,14 +1,15 @@
 """What the report draws: for chosen cells, the real frames, the imagined ones, start, goal and path."""
 
 import io
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmq_jax.io import write_bytes, write_json
 from wmq_jax.checkpoints.native import ModelCheckpoint
+from wmq_jax.io import write_bytes, write_json
 from wmq_jax.models import WorldModelConfig, imagine
 from wmq_jax.planning import Problem, execute, num_executed
 from wmq_jax.sweep.cells import Cell
