@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.quick_jit import quick_jit
 from wmq_jax import quant, quantized
 from wmq_jax.models import PredictorConfig, ViTConfig, WorldModel, WorldModelConfig, official_config
 from wmq_jax.quant import paths
@@ -242,11 +243,11 @@ def test_gradients_pass_the_rounding_of_activations_on_request(world):
     model, _, _, table = world
     visual, proprio, actions = rollout_inputs(2)
 
-    def loss(actions, straight_through):
-        apply = quantized.quantized_apply(model, straight_through)
+    def loss(actions):
+        apply = quantized.quantized_apply(model, straight_through=True)
         return (apply(row(table, "w8a8-token"), visual, proprio, actions, method="rollout").visual ** 2).sum()
 
-    gradient = jax.jit(jax.grad(loss), static_argnums=1)(actions, True)
+    gradient = quick_jit(jax.grad(loss))(actions)
     assert jnp.isfinite(gradient).all() and (jnp.abs(gradient).max((0, 2)) > 0).all()
 
 

@@ -1,5 +1,7 @@
 """Whole quantized networks against quant_model.npz: calibrated as the released planner does it, weights quantized once."""
 
+import dataclasses
+import functools
 import re
 
 import jax
@@ -7,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.quick_jit import quick_jit
 from wmq_jax import quant, quantized
 from wmq_jax.models import WorldModel, normalize_image
 from wmq_jax.quant import linen, paths
@@ -66,7 +69,7 @@ def run(network, inputs):
     visual, proprio, actions = (inputs[f"eval/{name}"] for name in ("visual_u8", "proprio", "act"))
     z = inputs["eval/z"].reshape(inputs["eval/z"].shape[0], -1, config.tokens_per_frame, config.predictor_dim)
 
-    @jax.jit
+    @quick_jit
     def outputs(variables):
         rollout = apply(variables, images(visual), proprio, actions, method="rollout")
         predict = lambda z: apply(variables, z, method="predict").reshape(z.shape[0], -1, z.shape[-1])
@@ -94,6 +97,12 @@ def our_site(name):
     if part == "attn":
         candidates = [site for site in candidates if site.startswith("attn/to_") == name.startswith("predictor")]
     return f"{block.removesuffix(part)}{candidates[0]}", True
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def weight_grids(kernel, bits, spec):
+    """The grids of all groups of a kernel."""
+    return quant.absmax_grid(quant.to_groups(kernel, spec), bits)
 
 
 def cases(recording):
@@ -185,7 +194,7 @@ def test_sites(recording, network, statistics, compared):
             if is_activation:
                 grid = quantizers[f"{site}/input"]
             else:
-                grid = quant.absmax_grid(quant.to_groups(jnp.asarray(kernels[f"{site}/kernel"]), spec), spec.bits)
+                grid = weight_grids(kernels[f"{site}/kernel"], spec.bits, dataclasses.replace(spec, bits=None))
             key = f"{case}/site/{recorded}"
             scale = recording[f"{key}/scale"].ravel()
             # Activation ranges carry the rounding of the float network in front of them.

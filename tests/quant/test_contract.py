@@ -81,7 +81,7 @@ def x():
 
 
 @every_method
-@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("bits", [3, 8])
 def test_jit_equals_eager(method, x, bits):
     with jax.disable_jit():
         eager = method.quantize(x, bits)
@@ -161,10 +161,16 @@ def test_a_fixed_grid_is_idempotent(x, bits):
     quantizer = quant.static_quantizer(-2.5, 3.5, bits)
     once = quant.fake_quant(x, quantizer)
     np.testing.assert_array_equal(quant.fake_quant(once, quantizer), once)
-    groups = quant.to_groups(x, WeightSpec(bits, 8))
+    once, twice = round_twice(quant.to_groups(x, WeightSpec(None, 8)), bits)
+    np.testing.assert_array_equal(twice, once)
+
+
+@jax.jit
+def round_twice(groups, bits):
+    """Groups rounded to their own grids once, and twice."""
     grid = quant.absmax_grid(groups, bits)
     once = quant.decode(quant.encode(groups, grid), grid)
-    np.testing.assert_array_equal(quant.decode(quant.encode(once, grid), grid), once)
+    return once, quant.decode(quant.encode(once, grid), grid)
 
 
 @every_method
