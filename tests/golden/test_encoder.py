@@ -48,8 +48,8 @@ def test_position_table(golden, recording, close):
   side = math.isqrt(table.shape[1] - 1)
   for case in recording.names("pos_interp/"):
     grid = int(case.removeprefix("g"))
-    patches = interpolate_positions(
-        table[0, 1:].reshape(side, side, -1), grid, offset=0.1, antialias=False).reshape(1, grid**2, -1)
+    resample = quick_jit(functools.partial(interpolate_positions, grid=grid, offset=0.1, antialias=False))
+    patches = resample(table[0, 1:].reshape(side, side, -1)).reshape(1, grid**2, -1)
     close(np.concatenate([table[:, :1], patches], axis=1), recording.sub(f"pos_interp/{case}"), atol=1e-5, what=case)
 
 

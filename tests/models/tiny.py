@@ -14,7 +14,7 @@ from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, WorldModel
 def tiny_config(concat_dim: int = 1, **changes: Any) -> WorldModelConfig:
   """32-pixel images, four patches; changes are fields of `WorldModelConfig`."""
   fields = dict(
-      encoder=ViTConfig(width=8, depth=2, heads=2, mlp_dim=16, table_grid=3),
+      encoder=ViTConfig(width=8, depth=1, heads=2, mlp_dim=16, table_grid=3),
       predictor=PredictorConfig(depth=2, heads=2, dim_head=4, mlp_dim=16),
       decoder=None, proprio_dim=3, action_dim=4, image_size=32, num_hist=3, concat_dim=concat_dim,
       proprio_emb_dim=8 if concat_dim == 0 else 5, action_emb_dim=8 if concat_dim == 0 else 6)
