@@ -54,5 +54,5 @@ def get_config(mode: str = 'study') -> ml_collections.ConfigDict:
   config.pictures = 4
   if mode == 'small':
     config.episodes.count = 48
-    config.planner.update(samples=64, elites=8, steps=8)
+    config.planner.update(samples=64, elites=4, steps=8)
   return config
