@@ -9,31 +9,31 @@ planner, in float32, tf32 and bfloat16 matrix products against the peak of a lar
 
 import ml_collections
 
-MODES = ('small', 'official')
+MODES = ("small", "official")
 
 
-def get_config(mode: str = 'small') -> ml_collections.ConfigDict:
-  """The configuration of a mode."""
-  if mode not in MODES:
-    raise ValueError(f'configs/bench.py has the modes {", ".join(MODES)}, not {mode!r}')
-  config = ml_collections.ConfigDict()
-  config.name = f'bench-{mode}'
-  config.repeats = 5  # of every timing; medians are reported
-  config.rollout = dict(samples=64, horizon=5)
-  config.planner = dict(samples=64, elites=8, steps=8)
-  config.variants = (1, 2, 4, 8, 16)
-  config.cells = 16  # planned per timing
-  config.wide = 10  # how many times wider the second model is
-  config.wide_samples = 8
-  config.noise_tile = 2
-  config.tile = 0
-  config.precisions = ('float32',)
-  config.matmul = 2048  # side of the matrices that measure the peak
-  if mode == 'official':
-    config.rollout.samples = 300
-    config.planner = dict(samples=300, elites=30, steps=10)
-    config.variants = (1, 4)
-    config.wide = 0
-    config.precisions = ('float32', 'tensorfloat32', 'bfloat16')
-    config.matmul = 8192
-  return config
+def get_config(mode: str = "small") -> ml_collections.ConfigDict:
+    """The configuration of a mode."""
+    if mode not in MODES:
+        raise ValueError(f"configs/bench.py has the modes {', '.join(MODES)}, not {mode!r}")
+    config = ml_collections.ConfigDict()
+    config.name = f"bench-{mode}"
+    config.repeats = 5  # of every timing; medians are reported
+    config.rollout = dict(samples=64, horizon=5)
+    config.planner = dict(samples=64, elites=8, steps=8)
+    config.variants = (1, 2, 4, 8, 16)
+    config.cells = 16  # planned per timing
+    config.wide = 10  # how many times wider the second model is
+    config.wide_samples = 8
+    config.noise_tile = 2
+    config.tile = 0
+    config.precisions = ("float32",)
+    config.matmul = 2048  # side of the matrices that measure the peak
+    if mode == "official":
+        config.rollout.samples = 300
+        config.planner = dict(samples=300, elites=30, steps=10)
+        config.variants = (1, 4)
+        config.wide = 0
+        config.precisions = ("float32", "tensorfloat32", "bfloat16")
+        config.matmul = 8192
+    return config

@@ -13,46 +13,44 @@ another model.
 
 import ml_collections
 
-MODES = ('study', 'small')
+MODES = ("study", "small")
 
 # Bit-widths, granularities and modules of the study, by round-to-nearest.
-VARIANTS = (
-    'fp w8 w6 w4 w4g32 w3 w8a8-tensor w8a8-token w4a8-token encoder=w4 predictor=w4'
-)
+VARIANTS = "fp w8 w6 w4 w4g32 w3 w8a8-tensor w8a8-token w4a8-token encoder=w4 predictor=w4"
 
 
-def get_config(mode: str = 'study') -> ml_collections.ConfigDict:
-  """The configuration of a mode: 'study' (the full protocol) or 'small' (minutes on a laptop)."""
-  if mode not in MODES:
-    raise ValueError(f'configs/wall.py has the modes {", ".join(MODES)}, not {mode!r}')
-  config = ml_collections.ConfigDict()
-  config.name = f'wall-{mode}'
-  config.checkpoint = 'bundled'
-  config.env = dict(name='wall', door_y=10, wall_x=32)
-  config.variants = VARIANTS
-  config.planner = dict(
-      optimizer='cem',  # or gd
-      horizons='5',  # model actions; several, such as '3 5', are compared in the same program
-      executed=0,  # model actions executed per MPC iteration; 0: all that were planned
-      iterations=5,  # MPC iterations at the most
-      seeds='0',  # of CEM's noise; several, such as '0 1 2', are compared
-      samples=300,
-      elites=30,
-      steps=10,
-      init_std=1.0,
-      check_every=0,  # the published planner asks the simulator after every step whether it may stop: 1
-      learning_rate=1.0,  # of gd
-      step_noise=0.003,  # of gd
-      objective='last',  # or all
-      alpha=1.0,
-      base=2.0,
-  )
-  config.episodes = dict(count=50, base_seed=99)
-  config.calibration = dict(episodes=4, iterations=3, samples=8)
-  config.engine = dict(tile=0, tiles_per_call=4, devices=0, noise_floor_tile=0)
-  config.references = True
-  config.pictures = 4
-  if mode == 'small':
-    config.episodes.count = 48
-    config.planner.update(samples=64, elites=4, steps=8)
-  return config
+def get_config(mode: str = "study") -> ml_collections.ConfigDict:
+    """The configuration of a mode: 'study' (the full protocol) or 'small' (minutes on a laptop)."""
+    if mode not in MODES:
+        raise ValueError(f"configs/wall.py has the modes {', '.join(MODES)}, not {mode!r}")
+    config = ml_collections.ConfigDict()
+    config.name = f"wall-{mode}"
+    config.checkpoint = "bundled"
+    config.env = dict(name="wall", door_y=10, wall_x=32)
+    config.variants = VARIANTS
+    config.planner = dict(
+        optimizer="cem",  # or gd
+        horizons="5",  # model actions; several, such as '3 5', are compared in the same program
+        executed=0,  # model actions executed per MPC iteration; 0: all that were planned
+        iterations=5,  # MPC iterations at the most
+        seeds="0",  # of CEM's noise; several, such as '0 1 2', are compared
+        samples=300,
+        elites=30,
+        steps=10,
+        init_std=1.0,
+        check_every=0,  # the published planner asks the simulator after every step whether it may stop: 1
+        learning_rate=1.0,  # of gd
+        step_noise=0.003,  # of gd
+        objective="last",  # or all
+        alpha=1.0,
+        base=2.0,
+    )
+    config.episodes = dict(count=50, base_seed=99)
+    config.calibration = dict(episodes=4, iterations=3, samples=8)
+    config.engine = dict(tile=0, tiles_per_call=4, devices=0, noise_floor_tile=0)
+    config.references = True
+    config.pictures = 4
+    if mode == "small":
+        config.episodes.count = 48
+        config.planner.update(samples=64, elites=4, steps=8)
+    return config

@@ -66,7 +66,9 @@ class Setup:
             model=world_model(self.model, apply, self.normalizer),
             env=make_env("wall", image_size=self.model.image_size),
             objective=make_objective(),
-            config=MPCConfig(planner=CEMConfig(**self.planner), iterations=1, horizon=self.config["rollout"]["horizon"]),
+            config=MPCConfig(
+                planner=CEMConfig(**self.planner), iterations=1, horizon=self.config["rollout"]["horizon"]
+            ),
             normalizer=self.normalizer,
             frameskip=self.model.frameskip,
         )
@@ -230,7 +232,9 @@ def noise_floor(setup: Setup) -> dict[str, float]:
     gap = {cell: np.abs(first[cell].actions - second[cell].actions).max() for cell in cells}
     names = ("FP32", "W4", "W8A8 per-token", "W3")
     return {
-        f"{names[v]}, tiles {tiles[0]} and {tiles[1]}": float(np.mean([g > 1e-3 for c, g in gap.items() if c.variant == v]))
+        f"{names[v]}, tiles {tiles[0]} and {tiles[1]}": float(
+            np.mean([g > 1e-3 for c, g in gap.items() if c.variant == v])
+        )
         for v in range(kinds)
     }
 
@@ -286,7 +290,9 @@ def widened(model, factor: int):
     predictor = model.predictor
     return model.replace(
         encoder=model.encoder.replace(
-            width=model.encoder.width * factor, mlp_dim=model.encoder.mlp_dim * factor, heads=model.encoder.heads * factor
+            width=model.encoder.width * factor,
+            mlp_dim=model.encoder.mlp_dim * factor,
+            heads=model.encoder.heads * factor,
         ),
         predictor=predictor.replace(heads=predictor.heads * factor, mlp_dim=predictor.mlp_dim * factor),
         proprio_emb_dim=model.proprio_emb_dim * factor,

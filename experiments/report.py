@@ -10,18 +10,18 @@ from absl import flags
 from wmq_jax import cli
 from wmq_jax.analysis import load_results, write_report
 
-_RESULTS = flags.DEFINE_string('results', None, 'Results folder of a sweep (its --workdir).', required=True)
+_RESULTS = flags.DEFINE_string("results", None, "Results folder of a sweep (its --workdir).", required=True)
 
 
 def main() -> None:
-  """Reads, writes, prints."""
-  with cli.one_sentence_errors():
-    load_results(_RESULTS.value)
-  # What fails from here on is not the user's doing and keeps its traceback.
-  summary = write_report(_RESULTS.value)
-  print(summary.table)
-  print(f'\n{summary.headline}\n{summary.report}')
+    """Reads, writes, prints."""
+    with cli.one_sentence_errors():
+        load_results(_RESULTS.value)
+    # What fails from here on is not the user's doing and keeps its traceback.
+    summary = write_report(_RESULTS.value)
+    print(summary.table)
+    print(f"\n{summary.headline}\n{summary.report}")
 
 
-if __name__ == '__main__':
-  cli.run(main)
+if __name__ == "__main__":
+    cli.run(main)

@@ -16,7 +16,9 @@ from wmq_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results; results/<name of the config> if not given.")
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other processes of a pod; each computes its share of the cells into the same workdir."
+    "distributed",
+    False,
+    "Join the other processes of a pod; each computes its share of the cells into the same workdir.",
 )
 
 

@@ -149,7 +149,10 @@ def test_every_row_is_what_the_transforms_give_alone(world):
             )
             dynamic = part.act_granularity == "token" or part.act_bits is None
             activations = quant.dynamic_activations if dynamic else quant.static_activations
-            steps += [quant.rtn(part.weight_bits, part.group_size, rules=kernels), activations(part.act_bits, rules=inputs)]
+            steps += [
+                quant.rtn(part.weight_bits, part.group_size, rules=kernels),
+                activations(part.act_bits, rules=inputs),
+            ]
         alone = quant.quantize(quant.chain(*steps), params, statistics)
         jax.tree.map(np.testing.assert_array_equal, got["params"], alone["params"])
         named = paths.named_leaves(alone["quant"])
@@ -275,7 +278,9 @@ def test_size(world):
 def test_what_cannot_be_built_is_named(world):
     _, params, statistics, _ = world
     static, weights = [parse_variant("w8a8-tensor")], [parse_variant("w4")]
-    with pytest.raises(ValueError, match="variant 'w8a8-tensor' quantizes activations per tensor and needs calibration"):
+    with pytest.raises(
+        ValueError, match="variant 'w8a8-tensor' quantizes activations per tensor and needs calibration"
+    ):
         quantized.build_variants(CONFIG, params, static)
     with pytest.raises(ValueError, match="there are no variants"):
         quantized.build_variants(CONFIG, params, [])
@@ -283,7 +288,9 @@ def test_what_cannot_be_built_is_named(world):
         deeper = CONFIG.replace(predictor=CONFIG.predictor.replace(depth=2))
         quantized.build_variants(deeper, params, weights)
     bad = jax.tree.map(lambda leaf: leaf, params)
-    bad["encoder"]["blocks_1"]["mlp"]["fc2"]["bias"] = bad["encoder"]["blocks_1"]["mlp"]["fc2"]["bias"].at[0].set(jnp.nan)
+    bad["encoder"]["blocks_1"]["mlp"]["fc2"]["bias"] = (
+        bad["encoder"]["blocks_1"]["mlp"]["fc2"]["bias"].at[0].set(jnp.nan)
+    )
     with pytest.raises(ValueError, match="weight 'encoder/blocks_1/mlp/fc2/bias' has 1 NaN or infinite values of 12"):
         quantized.check_variants(CONFIG, bad, weights)
     spoiled = {**statistics, "predictor": jax.tree.map(lambda leaf: leaf * jnp.nan, statistics["predictor"])}

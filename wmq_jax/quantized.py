@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +35,9 @@ METHODS: Mapping[str, Callable[..., quant.Transform]] = {
     "rtn": lambda bits, group_size, rules: quant.rtn(bits, group_size, rules=rules),
 }
 
-_SPEC = re.compile(r"(?:(?P<method>[a-z]\w*):)?w(?P<weight>\d+)(?:g(?P<group>\d+))?(?:a(?P<act>\d+)(?:-(?P<gran>\w+))?)?")
+_SPEC = re.compile(
+    r"(?:(?P<method>[a-z]\w*):)?w(?P<weight>\d+)(?:g(?P<group>\d+))?(?:a(?P<act>\d+)(?:-(?P<gran>\w+))?)?"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,7 +187,9 @@ def needs_statistics(spec: VariantSpec) -> bool:
     return any(getattr(spec, module).act_granularity == "tensor" for module in MODULES)
 
 
-def calibrate(model: WorldModel, variables: PyTree, batches: Iterable[tuple], statistics: PyTree | None = None) -> PyTree:
+def calibrate(
+    model: WorldModel, variables: PyTree, batches: Iterable[tuple], statistics: PyTree | None = None
+) -> PyTree:
     """Statistics of every site over plain rollouts.
 
     Args:

@@ -9,106 +9,115 @@ WON, LOST = (False, True), (False, False)
 
 
 def _load(tmp_path, synthetic, outcomes, seeds=1, references=()):
-  """A folder in which each variant solves the episodes that `outcomes` says; the same in every seed."""
-  rows = [
-    synthetic.make_row(name, episode, seed, success=WON if solved else LOST)
-    for name, episodes in outcomes.items()
-    for seed in range(seeds)
-    for episode, solved in enumerate(episodes)
-    if solved is not None
-  ]
-  folder = synthetic.write_folder(tmp_path / f'seeds{seeds}', rows)
-  if references:
-    synthetic.write_lines(
-      folder / 'reference.jsonl',
-      [
-        synthetic.make_row(name, episode, success=WON if solved else LOST)
-        for name, episodes in references
+    """A folder in which each variant solves the episodes that `outcomes` says; the same in every seed."""
+    rows = [
+        synthetic.make_row(name, episode, seed, success=WON if solved else LOST)
+        for name, episodes in outcomes.items()
+        for seed in range(seeds)
         for episode, solved in enumerate(episodes)
-      ],
-    )
-  return load_results(folder)
+        if solved is not None
+    ]
+    folder = synthetic.write_folder(tmp_path / f"seeds{seeds}", rows)
+    if references:
+        synthetic.write_lines(
+            folder / "reference.jsonl",
+            [
+                synthetic.make_row(name, episode, success=WON if solved else LOST)
+                for name, episodes in references
+                for episode, solved in enumerate(episodes)
+            ],
+        )
+    return load_results(folder)
 
 
 def test_verdicts(tmp_path, synthetic):
-  full = [True] * 90 + [False] * 10
-  outcomes = {'FP32': full, 'W8': full, 'W6': [True] * 84 + [False] * 16, 'W3': [True] * 20 + [False] * 80}
-  comparison = compare(_load(tmp_path, synthetic, outcomes), 5)
-  verdicts = {line.name: line.verdict for line in comparison.lines}
-  assert verdicts['FP32'] == 'baseline' and verdicts['W8'] == 'survives' and verdicts['W3'] == 'falls'
-  assert verdicts['W6'] == 'undecided'  # 6 points worse, and 12 are not excluded
-  assert verdicts['W4'] is None and comparison.line('W4').cells == 0
-  assert (
-    '1 of 3 quantized variants survives, 1 is undecided, 1 falls. Full precision reaches the goal in 90% of 100 cells; W8'
-    in headline(comparison)
-  )
-  sentences = verdict_sentences(comparison)
-  assert list(sentences) == ['survives', 'undecided', 'falls'] and sentences['falls'].startswith('Falls: W3 (')
+    full = [True] * 90 + [False] * 10
+    outcomes = {"FP32": full, "W8": full, "W6": [True] * 84 + [False] * 16, "W3": [True] * 20 + [False] * 80}
+    comparison = compare(_load(tmp_path, synthetic, outcomes), 5)
+    verdicts = {line.name: line.verdict for line in comparison.lines}
+    assert verdicts["FP32"] == "baseline" and verdicts["W8"] == "survives" and verdicts["W3"] == "falls"
+    assert verdicts["W6"] == "undecided"  # 6 points worse, and 12 are not excluded
+    assert verdicts["W4"] is None and comparison.line("W4").cells == 0
+    assert (
+        "1 of 3 quantized variants survives, 1 is undecided, 1 falls. Full precision reaches the goal in 90% of 100 cells; W8"
+        in headline(comparison)
+    )
+    sentences = verdict_sentences(comparison)
+    assert list(sentences) == ["survives", "undecided", "falls"] and sentences["falls"].startswith("Falls: W3 (")
 
 
 def test_differences_use_cells_that_both_have(tmp_path, synthetic):
-  outcomes = {'FP32': [True, True, False, True, None], 'W8': [None, False, True, True, True]}
-  difference = compare(_load(tmp_path, synthetic, outcomes), 5).line('W8').difference
-  assert (difference.pairs, difference.gained, difference.lost) == (3, 1, 1)
-  assert (difference.low, difference.high) == stats.newcombe_paired_interval(stats.PairedTable(1, 1, 1, 0))
+    outcomes = {"FP32": [True, True, False, True, None], "W8": [None, False, True, True, True]}
+    difference = compare(_load(tmp_path, synthetic, outcomes), 5).line("W8").difference
+    assert (difference.pairs, difference.gained, difference.lost) == (3, 1, 1)
+    assert (difference.low, difference.high) == stats.newcombe_paired_interval(stats.PairedTable(1, 1, 1, 0))
 
 
 def test_holm_counts_the_quantized_variants_and_not_the_references(tmp_path, synthetic):
-  full, worse = [True] * 30, [True] * 22 + [False] * 8
-  outcomes = {'FP32': full, 'W8': full, 'W6': full, 'W4': worse}
-  references = [('true simulator', worse), ('random actions', [False] * 30)]
-  comparison = compare(_load(tmp_path, synthetic, outcomes, references=references), 5)
-  difference = comparison.line('W4').difference
-  assert difference.p_value == stats.mcnemar_exact(0, 8) and difference.p_adjusted == pytest.approx(3 * difference.p_value)
-  reference = comparison.references[0]
-  assert reference.name == 'true simulator' and reference.difference.p_adjusted is None and reference.verdict is None
+    full, worse = [True] * 30, [True] * 22 + [False] * 8
+    outcomes = {"FP32": full, "W8": full, "W6": full, "W4": worse}
+    references = [("true simulator", worse), ("random actions", [False] * 30)]
+    comparison = compare(_load(tmp_path, synthetic, outcomes, references=references), 5)
+    difference = comparison.line("W4").difference
+    assert difference.p_value == stats.mcnemar_exact(0, 8) and difference.p_adjusted == pytest.approx(
+        3 * difference.p_value
+    )
+    reference = comparison.references[0]
+    assert reference.name == "true simulator" and reference.difference.p_adjusted is None and reference.verdict is None
 
 
 def test_repeating_every_cell_under_other_seeds_adds_no_certainty(tmp_path, synthetic):
-  outcomes = {'FP32': [True] * 18 + [False] * 6, 'W8': [True] * 12 + [False] * 6 + [True] * 6, 'W4': [True] * 8 + [False] * 16}
-  once, thrice = (compare(_load(tmp_path, synthetic, outcomes, seeds), 5) for seeds in (1, 3))
-  assert thrice.seeds == 3 and thrice.episodes == 24
-  for name in outcomes:
-    one, three = once.line(name), thrice.line(name)
-    assert three.cells == 3 * one.cells and vars(three.success[-1]) == pytest.approx(vars(one.success[-1]))
-    if name != 'FP32':
-      assert three.difference.p_value == pytest.approx(one.difference.p_value)
-      assert (three.difference.low, three.difference.high) == pytest.approx((one.difference.low, one.difference.high))
+    outcomes = {
+        "FP32": [True] * 18 + [False] * 6,
+        "W8": [True] * 12 + [False] * 6 + [True] * 6,
+        "W4": [True] * 8 + [False] * 16,
+    }
+    once, thrice = (compare(_load(tmp_path, synthetic, outcomes, seeds), 5) for seeds in (1, 3))
+    assert thrice.seeds == 3 and thrice.episodes == 24
+    for name in outcomes:
+        one, three = once.line(name), thrice.line(name)
+        assert three.cells == 3 * one.cells and vars(three.success[-1]) == pytest.approx(vars(one.success[-1]))
+        if name != "FP32":
+            assert three.difference.p_value == pytest.approx(one.difference.p_value)
+            assert (three.difference.low, three.difference.high) == pytest.approx(
+                (one.difference.low, one.difference.high)
+            )
 
 
 def test_rates_at_every_iteration(tmp_path, synthetic):
-  rows = [
-    synthetic.make_row('FP32', e, success=s) for e, s in enumerate([(True, True), (False, True), (False, False), (False, True)])
-  ]
-  line = compare(load_results(synthetic.write_folder(tmp_path / 'r', rows)), 5).lines[0]
-  assert [rate.estimate for rate in line.success] == [0.25, 0.75]
-  assert (line.success[1].low, line.success[1].high) == stats.wilson_interval(3, 4)
+    rows = [
+        synthetic.make_row("FP32", e, success=s)
+        for e, s in enumerate([(True, True), (False, True), (False, False), (False, True)])
+    ]
+    line = compare(load_results(synthetic.write_folder(tmp_path / "r", rows)), 5).lines[0]
+    assert [rate.estimate for rate in line.success] == [0.25, 0.75]
+    assert (line.success[1].low, line.success[1].high) == stats.wilson_interval(3, 4)
 
 
 def test_nonfinite_cells_are_counted_with_their_first_iteration(tmp_path, synthetic):
-  rows = [synthetic.make_row('FP32', e) for e in range(3)]
-  rows += [synthetic.make_row('W3', e, success=LOST, nonfinite=n) for e, n in enumerate([None, 2, 1])]
-  line = compare(load_results(synthetic.write_folder(tmp_path / 'r', rows)), 5).line('W3')
-  assert (line.nonfinite_cells, line.nonfinite_from) == (2, 1)
+    rows = [synthetic.make_row("FP32", e) for e in range(3)]
+    rows += [synthetic.make_row("W3", e, success=LOST, nonfinite=n) for e, n in enumerate([None, 2, 1])]
+    line = compare(load_results(synthetic.write_folder(tmp_path / "r", rows)), 5).line("W3")
+    assert (line.nonfinite_cells, line.nonfinite_from) == (2, 1)
 
 
 def test_a_planner_no_better_than_chance_has_nothing_to_survive(tmp_path, synthetic):
-  chance = [True] * 3 + [False] * 17
-  weak = compare(_load(tmp_path, synthetic, {'FP32': chance}, references=[('random actions', chance)]), 5)
-  assert 'not clearly better than random actions' in baseline_caveat(weak)
-  strong = compare(_load(tmp_path, synthetic, {'FP32': [True] * 20}, references=[('random actions', chance)]), 5)
-  assert baseline_caveat(strong) is None
+    chance = [True] * 3 + [False] * 17
+    weak = compare(_load(tmp_path, synthetic, {"FP32": chance}, references=[("random actions", chance)]), 5)
+    assert "not clearly better than random actions" in baseline_caveat(weak)
+    strong = compare(_load(tmp_path, synthetic, {"FP32": [True] * 20}, references=[("random actions", chance)]), 5)
+    assert baseline_caveat(strong) is None
 
 
 def test_without_full_precision_there_are_rates_only(tmp_path, synthetic):
-  results = _load(tmp_path, synthetic, {'W8': [True, False], 'W4': [False, False]})
-  comparison = main_comparison(results)
-  assert all(line.difference is None for line in comparison.lines)
-  assert 'no full-precision' in headline(comparison) and not verdict_sentences(comparison)
+    results = _load(tmp_path, synthetic, {"W8": [True, False], "W4": [False, False]})
+    comparison = main_comparison(results)
+    assert all(line.difference is None for line in comparison.lines)
+    assert "no full-precision" in headline(comparison) and not verdict_sentences(comparison)
 
 
 def test_the_longest_horizon_is_the_main_one(tmp_path, synthetic):
-  rows = [synthetic.make_row('FP32', e, horizon=h) for h in (3, 5) for e in range(2)]
-  results = load_results(synthetic.write_folder(tmp_path / 'r', rows))
-  assert results.horizons == (3, 5) and main_comparison(results).horizon == 5
-  assert compare(results, 3).lines[0].cells == 2
+    rows = [synthetic.make_row("FP32", e, horizon=h) for h in (3, 5) for e in range(2)]
+    results = load_results(synthetic.write_folder(tmp_path / "r", rows))
+    assert results.horizons == (3, 5) and main_comparison(results).horizon == 5
+    assert compare(results, 3).lines[0].cells == 2

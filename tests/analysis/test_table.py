@@ -10,76 +10,83 @@ from wmq_jax.analysis.summary import compare
 from wmq_jax.analysis.table import csv_table, markdown_table, shown_iterations
 
 
-@pytest.fixture(scope='module')
+@pytest.fixture(scope="module")
 def results(sweep_folder):
-  return load_results(sweep_folder)
+    return load_results(sweep_folder)
 
 
 def test_fits_a_terminal(results):
-  text = format_table(results)
-  assert text.isascii() and max(map(len, text.splitlines())) <= 120
-  assert 'one checkpoint, one CEM seed' in text
+    text = format_table(results)
+    assert text.isascii() and max(map(len, text.splitlines())) <= 120
+    assert "one checkpoint, one CEM seed" in text
 
 
 def test_one_line_a_variant_with_its_bits_and_granularity(results):
-  names = [v.name for v in results.variants] + ['true simulator', 'random actions']
-  lines = {name: line for line in format_table(results).splitlines() for name in names if line[2:].startswith(f'{name} ')}
-  fields = {name: lines[name][2 + len(name) :].split() for name in ('FP32', 'W4 g32', 'W8A8 per-tensor', 'encoder W4')}
-  assert fields['FP32'][:5] == ['32/32', '32/32', '-', '-', '1.84']
-  assert fields['W4 g32'][:5] == ['4/32', '4/32', 'g32', '-', '0.30']
-  assert fields['W8A8 per-tensor'][:5] == ['8/8', '8/8', 'channel', 'tensor', '0.49']
-  assert fields['encoder W4'][:5] == ['4/32', '32/32', 'channel', '-', '1.34']
-  assert lines['W3'].startswith('x ') and lines['W3'].endswith('!')
-  assert 'true simulator' in lines and 'random actions' in lines
+    names = [v.name for v in results.variants] + ["true simulator", "random actions"]
+    lines = {
+        name: line for line in format_table(results).splitlines() for name in names if line[2:].startswith(f"{name} ")
+    }
+    fields = {
+        name: lines[name][2 + len(name) :].split() for name in ("FP32", "W4 g32", "W8A8 per-tensor", "encoder W4")
+    }
+    assert fields["FP32"][:5] == ["32/32", "32/32", "-", "-", "1.84"]
+    assert fields["W4 g32"][:5] == ["4/32", "4/32", "g32", "-", "0.30"]
+    assert fields["W8A8 per-tensor"][:5] == ["8/8", "8/8", "channel", "tensor", "0.49"]
+    assert fields["encoder W4"][:5] == ["4/32", "32/32", "channel", "-", "1.34"]
+    assert lines["W3"].startswith("x ") and lines["W3"].endswith("!")
+    assert "true simulator" in lines and "random actions" in lines
 
 
 def test_nonfinite_variants_say_where_it_began(results):
-  assert '! W3: plans became non-finite in' in format_table(results) and 'first in MPC iteration 2' in format_table(results)
+    assert "! W3: plans became non-finite in" in format_table(results) and "first in MPC iteration 2" in format_table(
+        results
+    )
 
 
 @pytest.mark.parametrize(
-  'iterations, shown', [(1, (1,)), (2, (1, 2)), (4, (1, 2, 3, 4)), (5, (1, 2, 3, 5)), (10, (1, 2, 3, 5, 10))]
+    "iterations, shown", [(1, (1,)), (2, (1, 2)), (4, (1, 2, 3, 4)), (5, (1, 2, 3, 5)), (10, (1, 2, 3, 5, 10))]
 )
 def test_columns_of_iterations(iterations, shown):
-  assert shown_iterations(iterations) == shown
+    assert shown_iterations(iterations) == shown
 
 
 def test_several_seeds_are_named(tmp_path, synthetic):
-  folder = synthetic.write_sweep(tmp_path / 'r', episodes=4, seeds=2, horizons=(3, 5), iterations=2, variants=3)
-  text = format_table(load_results(folder))
-  assert '2 CEM seeds' in text and 'one CEM seed' not in text
-  assert 'horizon 3' in text and 'horizon 5' in text
+    folder = synthetic.write_sweep(tmp_path / "r", episodes=4, seeds=2, horizons=(3, 5), iterations=2, variants=3)
+    text = format_table(load_results(folder))
+    assert "2 CEM seeds" in text and "one CEM seed" not in text
+    assert "horizon 3" in text and "horizon 5" in text
 
 
 def test_unfinished_sweeps_say_so(tmp_path, synthetic):
-  folder = synthetic.write_folder(tmp_path / 'r', [])
-  (folder / 'rows.jsonl').unlink()
-  synthetic.write_lines(
-    folder / 'journal' / 'rows-0.jsonl', [synthetic.make_row('FP32', e) for e in range(3)] + [synthetic.make_row('W8')]
-  )
-  text = format_table(load_results(folder))
-  assert 'not finished' in text and 'Variants have 0 to 3 finished cells' in text
-  (folder / 'journal' / 'rows-0.jsonl').write_text('')
-  assert format_table(load_results(folder)) == 'No cell is finished yet.'
+    folder = synthetic.write_folder(tmp_path / "r", [])
+    (folder / "rows.jsonl").unlink()
+    synthetic.write_lines(
+        folder / "journal" / "rows-0.jsonl",
+        [synthetic.make_row("FP32", e) for e in range(3)] + [synthetic.make_row("W8")],
+    )
+    text = format_table(load_results(folder))
+    assert "not finished" in text and "Variants have 0 to 3 finished cells" in text
+    (folder / "journal" / "rows-0.jsonl").write_text("")
+    assert format_table(load_results(folder)) == "No cell is finished yet."
 
 
 def test_csv_holds_every_number(results):
-  comparison = compare(results, 5)
-  records = {record['variant']: record for record in csv.DictReader(io.StringIO(csv_table([comparison])))}
-  assert list(records) == [line.name for line in comparison.lines + comparison.references]
-  for line in comparison.lines:
-    record = records[line.name]
-    for k, rate in enumerate(line.success, start=1):
-      assert float(record[f'success_{k}_low']) == pytest.approx(rate.low, rel=1e-5)
-      assert float(record[f'success_{k}']) == pytest.approx(rate.estimate, rel=1e-5)
-    if line.difference is not None:
-      assert float(record['difference_p_adjusted']) == pytest.approx(line.difference.p_adjusted, rel=1e-5)
-  assert records['W4 g32']['encoder_group_size'] == '32' and records['FP32']['encoder_weight_bits'] == ''
-  assert records['W3']['nonfinite_from'] == '2' and records['true simulator']['size_bytes'] == ''
+    comparison = compare(results, 5)
+    records = {record["variant"]: record for record in csv.DictReader(io.StringIO(csv_table([comparison])))}
+    assert list(records) == [line.name for line in comparison.lines + comparison.references]
+    for line in comparison.lines:
+        record = records[line.name]
+        for k, rate in enumerate(line.success, start=1):
+            assert float(record[f"success_{k}_low"]) == pytest.approx(rate.low, rel=1e-5)
+            assert float(record[f"success_{k}"]) == pytest.approx(rate.estimate, rel=1e-5)
+        if line.difference is not None:
+            assert float(record["difference_p_adjusted"]) == pytest.approx(line.difference.p_adjusted, rel=1e-5)
+    assert records["W4 g32"]["encoder_group_size"] == "32" and records["FP32"]["encoder_weight_bits"] == ""
+    assert records["W3"]["nonfinite_from"] == "2" and records["true simulator"]["size_bytes"] == ""
 
 
 def test_markdown_is_rectangular(results):
-  comparison = compare(results, 5)
-  lines = [line for line in markdown_table(comparison).splitlines() if line.startswith('|')]
-  assert len(lines) == 2 + len(comparison.lines) + len(comparison.references)
-  assert len({line.count('|') for line in lines}) == 1
+    comparison = compare(results, 5)
+    lines = [line for line in markdown_table(comparison).splitlines() if line.startswith("|")]
+    assert len(lines) == 2 + len(comparison.lines) + len(comparison.references)
+    assert len({line.count("|") for line in lines}) == 1

@@ -8,8 +8,9 @@ from __future__ import annotations
 import functools
 import json
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Iterator, Mapping, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -19,157 +20,169 @@ from tests.golden.recorded_models import recorded_world_model
 REDUCED = Path(__file__).parent / "data"
 
 # What the reduced copy leaves out, since nothing here compares with it yet. Anything else that is missing is a failure.
-LEFT_OUT = frozenset({"awq.npz", "checkpoint", "env_point_maze.npz", "env_pusht.npz", "omniquant.npz", "smoothquant.npz"})
+LEFT_OUT = frozenset(
+    {"awq.npz", "checkpoint", "env_point_maze.npz", "env_pusht.npz", "omniquant.npz", "smoothquant.npz"}
+)
 
 _compared: dict[str, int] = {}
 _closest: dict[str, tuple[float, str]] = {}
 
 
 class Samples(NamedTuple):
-  """Some entries of a recorded tensor.
+    """Some entries of a recorded tensor.
 
-  Attributes:
-    shape: shape of the whole tensor.
-    index: (n,) their flat indices, row-major.
-    values: (n,) the recorded values.
-  """
+    Attributes:
+      shape: shape of the whole tensor.
+      index: (n,) their flat indices, row-major.
+      values: (n,) the recorded values.
+    """
 
-  shape: tuple[int, ...]
-  index: np.ndarray
-  values: np.ndarray
+    shape: tuple[int, ...]
+    index: np.ndarray
+    values: np.ndarray
 
-  def of(self, array: Any) -> np.ndarray:
-    """The same entries of `array`, which must have the recorded shape."""
-    array = np.asarray(array)
-    assert array.shape == self.shape, f"shape {array.shape}, recorded {self.shape}"
-    return array.reshape(-1)[self.index]
+    def of(self, array: Any) -> np.ndarray:
+        """The same entries of `array`, which must have the recorded shape."""
+        array = np.asarray(array)
+        assert array.shape == self.shape, f"shape {array.shape}, recorded {self.shape}"
+        return array.reshape(-1)[self.index]
 
 
 class Recording(Mapping[str, np.ndarray]):
-  """One `.npz` file: a mapping from key to array, loaded when asked for."""
+    """One `.npz` file: a mapping from key to array, loaded when asked for."""
 
-  def __init__(self, path: Path):
-    self._file = np.load(path, allow_pickle=False)
-    self.path = path
+    def __init__(self, path: Path):
+        self._file = np.load(path, allow_pickle=False)
+        self.path = path
 
-  def __getitem__(self, key: str) -> np.ndarray:
-    return self._file[key]
+    def __getitem__(self, key: str) -> np.ndarray:
+        return self._file[key]
 
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._file.files)
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._file.files)
 
-  def __len__(self) -> int:
-    return len(self._file.files)
+    def __len__(self) -> int:
+        return len(self._file.files)
 
-  def __contains__(self, key: object) -> bool:
-    return key in self._file.files
+    def __contains__(self, key: object) -> bool:
+        return key in self._file.files
 
-  def sub(self, key: str) -> Samples:
-    """The entries recorded of tensor `key`, whether it was sub-sampled or stored whole."""
-    if f"{key}/idx" in self:
-      return Samples(tuple(int(n) for n in self[f"{key}/shape"]), self[f"{key}/idx"], self[f"{key}/val"])
-    whole = self[key]
-    return Samples(whole.shape, np.arange(whole.size), whole.reshape(-1))
+    def sub(self, key: str) -> Samples:
+        """The entries recorded of tensor `key`, whether it was sub-sampled or stored whole."""
+        if f"{key}/idx" in self:
+            return Samples(tuple(int(n) for n in self[f"{key}/shape"]), self[f"{key}/idx"], self[f"{key}/val"])
+        whole = self[key]
+        return Samples(whole.shape, np.arange(whole.size), whole.reshape(-1))
 
-  def json(self, key: str) -> Any:
-    """A recorded JSON value."""
-    return json.loads(str(self[key]))
+    def json(self, key: str) -> Any:
+        """A recorded JSON value."""
+        return json.loads(str(self[key]))
 
-  def scalar(self, key: str) -> Any:
-    """A recorded number as a Python number."""
-    return self[key].item()
+    def scalar(self, key: str) -> Any:
+        """A recorded number as a Python number."""
+        return self[key].item()
 
-  def under(self, prefix: str) -> dict[str, np.ndarray]:
-    """The arrays whose keys start with `prefix`, with the prefix cut off."""
-    return {key[len(prefix):]: self[key] for key in self if key.startswith(prefix)}
+    def under(self, prefix: str) -> dict[str, np.ndarray]:
+        """The arrays whose keys start with `prefix`, with the prefix cut off."""
+        return {key[len(prefix) :]: self[key] for key in self if key.startswith(prefix)}
 
-  def names(self, prefix: str = "") -> list[str]:
-    """The distinct next path components under `prefix`, in recorded order."""
-    return list(dict.fromkeys(key[len(prefix):].split("/")[0] for key in self if key.startswith(prefix)))
+    def names(self, prefix: str = "") -> list[str]:
+        """The distinct next path components under `prefix`, in recorded order."""
+        return list(dict.fromkeys(key[len(prefix) :].split("/")[0] for key in self if key.startswith(prefix)))
 
 
 def golden_folder() -> Path:
-  """The folder of recordings in use."""
-  return Path(os.environ.get("WMQ_GOLDEN") or REDUCED)
+    """The folder of recordings in use."""
+    return Path(os.environ.get("WMQ_GOLDEN") or REDUCED)
 
 
 def golden_path(name: str) -> Path:
-  """The path of a recording or folder; skips the test if the reduced copy leaves it out, fails if it is missing otherwise."""
-  path = golden_folder() / name
-  if not path.exists():
-    if name in LEFT_OUT and golden_folder() == REDUCED:
-      pytest.skip(f"{name} is left out of the reduced recordings")
-    pytest.fail(f"there is no recording {name} in {golden_folder()}")
-  return path
+    """The path of a recording or folder; skips the test if the reduced copy leaves it out, fails if it is missing otherwise."""
+    path = golden_folder() / name
+    if not path.exists():
+        if name in LEFT_OUT and golden_folder() == REDUCED:
+            pytest.skip(f"{name} is left out of the reduced recordings")
+        pytest.fail(f"there is no recording {name} in {golden_folder()}")
+    return path
 
 
 @pytest.fixture(scope="session")
 def golden():
-  """`golden(name)` opens a `.npz` recording; `golden.path(name)` is the path of any recorded file or folder."""
-  opened: dict[str, Recording] = {}
+    """`golden(name)` opens a `.npz` recording; `golden.path(name)` is the path of any recorded file or folder."""
+    opened: dict[str, Recording] = {}
 
-  def load(name: str) -> Recording:
-    if name not in opened:
-      opened[name] = Recording(golden_path(name))
-    return opened[name]
+    def load(name: str) -> Recording:
+        if name not in opened:
+            opened[name] = Recording(golden_path(name))
+        return opened[name]
 
-  load.path = golden_path
-  return load
+    load.path = golden_path
+    return load
 
 
 @pytest.fixture(scope="session")
 def recorded_model(golden):
-  """`recorded_model(image_size, concat_dim=1, decoder=None)`: configuration and parameters of a recorded world model."""
-  return functools.partial(recorded_world_model, golden)
+    """`recorded_model(image_size, concat_dim=1, decoder=None)`: configuration and parameters of a recorded world model."""
+    return functools.partial(recorded_world_model, golden)
 
 
 @pytest.fixture
 def compared(request):
-  """`compared(n)` counts n recorded values that the test compared; the totals end the test run."""
-  module = Path(request.node.path).name
+    """`compared(n)` counts n recorded values that the test compared; the totals end the test run."""
+    module = Path(request.node.path).name
 
-  def count(values: int) -> None:
-    assert values > 0, "nothing was compared"
-    _compared[module] = _compared.get(module, 0) + int(values)
+    def count(values: int) -> None:
+        assert values > 0, "nothing was compared"
+        _compared[module] = _compared.get(module, 0) + int(values)
 
-  return count
+    return count
 
 
 @pytest.fixture
 def close(compared, request):
-  """`close(actual, recorded, atol=...)` compares with the recorded array or samples, and counts the values.
+    """`close(actual, recorded, atol=...)` compares with the recorded array or samples, and counts the values.
 
-  A bound is absolute (`atol`), relative to the recorded tensor's L2 norm (`rel_l2`), or both: then either may hold.
-  """
+    A bound is absolute (`atol`), relative to the recorded tensor's L2 norm (`rel_l2`), or both: then either may hold.
+    """
 
-  module = Path(request.node.path).name
+    module = Path(request.node.path).name
 
-  def check(actual: Any, recorded: np.ndarray | Samples, *, atol: float | None = None, rel_l2: float | None = None,
-            what: str = "values") -> None:
-    if isinstance(recorded, Samples):
-      actual, recorded = recorded.of(actual), recorded.values
-    actual = np.asarray(actual, np.float64)
-    recorded = np.asarray(recorded, np.float64)
-    assert actual.shape == recorded.shape, f"{what}: shape {actual.shape}, recorded {recorded.shape}"
-    difference = np.abs(actual - recorded).max()
-    relative = np.linalg.norm(actual - recorded) / max(np.linalg.norm(recorded), 1e-30)
-    shares = [measured / max(bound, 1e-30)
-              for measured, bound in ((difference, atol), (relative, rel_l2)) if bound is not None]
-    assert min(shares) <= 1, (
-        f"{what}: largest difference {difference:.3g} (bound {atol}), relative L2 {relative:.3g} (bound {rel_l2})")
-    _closest[module] = max(_closest.get(module, (0.0, "")), (min(shares), what))
-    compared(recorded.size)
+    def check(
+        actual: Any,
+        recorded: np.ndarray | Samples,
+        *,
+        atol: float | None = None,
+        rel_l2: float | None = None,
+        what: str = "values",
+    ) -> None:
+        if isinstance(recorded, Samples):
+            actual, recorded = recorded.of(actual), recorded.values
+        actual = np.asarray(actual, np.float64)
+        recorded = np.asarray(recorded, np.float64)
+        assert actual.shape == recorded.shape, f"{what}: shape {actual.shape}, recorded {recorded.shape}"
+        difference = np.abs(actual - recorded).max()
+        relative = np.linalg.norm(actual - recorded) / max(np.linalg.norm(recorded), 1e-30)
+        shares = [
+            measured / max(bound, 1e-30)
+            for measured, bound in ((difference, atol), (relative, rel_l2))
+            if bound is not None
+        ]
+        assert min(shares) <= 1, (
+            f"{what}: largest difference {difference:.3g} (bound {atol}), relative L2 {relative:.3g} (bound {rel_l2})"
+        )
+        _closest[module] = max(_closest.get(module, (0.0, "")), (min(shares), what))
+        compared(recorded.size)
 
-  return check
+    return check
 
 
 def pytest_terminal_summary(terminalreporter):
-  """Prints how many recorded values each module compared."""
-  if _compared:
-    terminalreporter.section("golden recordings")
-    terminalreporter.write_line(f"folder: {golden_folder()}")
-    for module, count in sorted(_compared.items()):
-      share, what = _closest.get(module, (0.0, ""))
-      tightest = f"; closest to its bound, at {share:.0%} of it: {what}" if what else ""
-      terminalreporter.write_line(f"{module}: {count:,} values compared{tightest}")
-    terminalreporter.write_line(f"total: {sum(_compared.values()):,}")
+    """Prints how many recorded values each module compared."""
+    if _compared:
+        terminalreporter.section("golden recordings")
+        terminalreporter.write_line(f"folder: {golden_folder()}")
+        for module, count in sorted(_compared.items()):
+            share, what = _closest.get(module, (0.0, ""))
+            tightest = f"; closest to its bound, at {share:.0%} of it: {what}" if what else ""
+            terminalreporter.write_line(f"{module}: {count:,} values compared{tightest}")
+        terminalreporter.write_line(f"total: {sum(_compared.values()):,}")

@@ -21,25 +21,27 @@ ENTRIES = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-  """What to leave out of a recording; each field is a regular expression that a key must contain to be meant.
+    """What to leave out of a recording; each field is a regular expression that a key must contain to be meant.
 
-  Attributes:
-    drop: keys that are left out.
-    thin: whole tensors of which evenly spaced entries are kept.
-    first: sub-sampled tensors, and whole ones, of which the first element of the batch is kept.
-  """
+    Attributes:
+      drop: keys that are left out.
+      thin: whole tensors of which evenly spaced entries are kept.
+      first: sub-sampled tensors, and whole ones, of which the first element of the batch is kept.
+    """
 
-  drop: str = "$^"
-  thin: str = "$^"
-  first: str = "$^"
+    drop: str = "$^"
+    thin: str = "$^"
+    first: str = "$^"
 
 
 RULES = {
     "world_model.npz": Rule(drop="mask_token$"),
     "encoder.npz": Rule(drop="^resize/224to196/", first="^img224/(?!encoder_image_size|pos_embed_interp)"),
     "predictor.npz": Rule(drop="^n196/T[12]/", thin="^(n16/T.|c0)/y$"),
-    "wm_ops.npz": Rule(thin="^concat./(encode_obs_visual|sep_visual|replaced|predict|rollout_n[23]/visual|rollout_n1/z)$"
-                            "|^concat0/rollout_n1/visual$|^repeat_.*/z$"),
+    "wm_ops.npz": Rule(
+        thin="^concat./(encode_obs_visual|sep_visual|replaced|predict|rollout_n[23]/visual|rollout_n1/z)$"
+        "|^concat0/rollout_n1/visual$|^repeat_.*/z$"
+    ),
     "decoder.npz": Rule(thin="^vqvae_quantize./(y|upsample)$"),
     "preprocess.npz": Rule(),
     "training.npz": Rule(drop="/sum$"),
@@ -54,77 +56,81 @@ RULES = {
 
 
 class Samples(NamedTuple):
-  """Some entries of a tensor: its shape, their flat indices, their values."""
+    """Some entries of a tensor: its shape, their flat indices, their values."""
 
-  shape: np.ndarray
-  index: np.ndarray
-  values: np.ndarray
+    shape: np.ndarray
+    index: np.ndarray
+    values: np.ndarray
 
 
 def thinned(samples: Samples) -> Samples:
-  """Evenly spaced ones of the entries."""
-  chosen = np.unique(np.linspace(0, len(samples.index) - 1, ENTRIES).round().astype(np.int64))
-  return Samples(samples.shape, samples.index[chosen].astype(np.int32), samples.values[chosen])
+    """Evenly spaced ones of the entries."""
+    chosen = np.unique(np.linspace(0, len(samples.index) - 1, ENTRIES).round().astype(np.int64))
+    return Samples(samples.shape, samples.index[chosen].astype(np.int32), samples.values[chosen])
 
 
 def first_of(samples: Samples) -> Samples:
-  """The entries in the first element of the batch: their flat indices are below its size."""
-  inside = samples.index < np.prod(samples.shape[1:])
-  return Samples(np.concatenate([[1], samples.shape[1:]]), samples.index[inside], samples.values[inside])
+    """The entries in the first element of the batch: their flat indices are below its size."""
+    inside = samples.index < np.prod(samples.shape[1:])
+    return Samples(np.concatenate([[1], samples.shape[1:]]), samples.index[inside], samples.values[inside])
 
 
 def reduced(arrays: dict[str, np.ndarray], rule: Rule) -> dict[str, np.ndarray]:
-  """The arrays of a recording after its rule."""
-  out: dict[str, np.ndarray] = {}
-  for key, array in arrays.items():
-    tensor, _, part = key.rpartition("/")
-    is_sampled = f"{tensor}/idx" in arrays
-    is_statistic = is_sampled and part in ("mean_abs", "sum")
-    is_first = re.search(rule.first, key) is not None
-    if re.search(rule.drop, key) or (is_sampled and part in ("shape", "val", "mean_abs")) or (is_statistic and is_first):
-      continue
-    if is_sampled and part == "idx":
-      samples = Samples(arrays[f"{tensor}/shape"], array, arrays[f"{tensor}/val"])
-      _store(out, tensor, thinned(first_of(samples) if is_first else samples))
-    elif re.search(rule.thin, key):
-      _store(out, key, thinned(Samples(np.array(array.shape), np.arange(array.size), array.reshape(-1))))
-    else:
-      out[key] = array[:1] if is_first else array
-  return out
+    """The arrays of a recording after its rule."""
+    out: dict[str, np.ndarray] = {}
+    for key, array in arrays.items():
+        tensor, _, part = key.rpartition("/")
+        is_sampled = f"{tensor}/idx" in arrays
+        is_statistic = is_sampled and part in ("mean_abs", "sum")
+        is_first = re.search(rule.first, key) is not None
+        if (
+            re.search(rule.drop, key)
+            or (is_sampled and part in ("shape", "val", "mean_abs"))
+            or (is_statistic and is_first)
+        ):
+            continue
+        if is_sampled and part == "idx":
+            samples = Samples(arrays[f"{tensor}/shape"], array, arrays[f"{tensor}/val"])
+            _store(out, tensor, thinned(first_of(samples) if is_first else samples))
+        elif re.search(rule.thin, key):
+            _store(out, key, thinned(Samples(np.array(array.shape), np.arange(array.size), array.reshape(-1))))
+        else:
+            out[key] = array[:1] if is_first else array
+    return out
 
 
 def _store(out: dict[str, np.ndarray], key: str, samples: Samples) -> None:
-  out |= {f"{key}/shape": samples.shape, f"{key}/idx": samples.index, f"{key}/val": samples.values}
+    out |= {f"{key}/shape": samples.shape, f"{key}/idx": samples.index, f"{key}/val": samples.values}
 
 
 def copy_wall_data(source: Path, target: Path, preprocess: dict[str, np.ndarray]) -> None:
-  """Copies the trajectories of the data set, and the frames of the two episodes that are compared."""
-  item = preprocess["wall_split/train_indices"][preprocess["wall_item0/slice"][0]]
-  episodes = {int(item), int(preprocess["wall_traj_valid0/episode"])}
-  (target / "obses").mkdir(parents=True, exist_ok=True)
-  for path in source.glob("*.pth"):
-    shutil.copyfile(path, target / path.name)
-  for episode in sorted(episodes):
-    name = f"episode_{episode:03d}.pth"
-    shutil.copyfile(source / "obses" / name, target / "obses" / name)
+    """Copies the trajectories of the data set, and the frames of the two episodes that are compared."""
+    item = preprocess["wall_split/train_indices"][preprocess["wall_item0/slice"][0]]
+    episodes = {int(item), int(preprocess["wall_traj_valid0/episode"])}
+    (target / "obses").mkdir(parents=True, exist_ok=True)
+    for path in source.glob("*.pth"):
+        shutil.copyfile(path, target / path.name)
+    for episode in sorted(episodes):
+        name = f"episode_{episode:03d}.pth"
+        shutil.copyfile(source / "obses" / name, target / "obses" / name)
 
 
 def main() -> None:
-  """Reads a folder of recordings, writes the reduced copy beside this file."""
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("folder", type=Path, help="the full recordings")
-  source = parser.parse_args().folder
-  target = Path(__file__).parent / "data"
-  target.mkdir(exist_ok=True)
-  for name, rule in RULES.items():
-    with np.load(source / name, allow_pickle=False) as file:
-      arrays = {key: file[key] for key in file.files}
-    np.savez_compressed(target / name, **reduced(arrays, rule))
-    print(f"{name}: {(source / name).stat().st_size:>9,} -> {(target / name).stat().st_size:>9,} bytes")
-    if name == "preprocess.npz":
-      copy_wall_data(source / "dataset_wall/wall_single", target / "dataset_wall/wall_single", arrays)
-  print(f"total: {sum(path.stat().st_size for path in target.rglob('*') if path.is_file()):,} bytes")
+    """Reads a folder of recordings, writes the reduced copy beside this file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path, help="the full recordings")
+    source = parser.parse_args().folder
+    target = Path(__file__).parent / "data"
+    target.mkdir(exist_ok=True)
+    for name, rule in RULES.items():
+        with np.load(source / name, allow_pickle=False) as file:
+            arrays = {key: file[key] for key in file.files}
+        np.savez_compressed(target / name, **reduced(arrays, rule))
+        print(f"{name}: {(source / name).stat().st_size:>9,} -> {(target / name).stat().st_size:>9,} bytes")
+        if name == "preprocess.npz":
+            copy_wall_data(source / "dataset_wall/wall_single", target / "dataset_wall/wall_single", arrays)
+    print(f"total: {sum(path.stat().st_size for path in target.rglob('*') if path.is_file()):,} bytes")
 
 
 if __name__ == "__main__":
-  main()
+    main()

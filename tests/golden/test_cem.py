@@ -144,5 +144,7 @@ def test_gradient_descent(recording, planner, imagined, close):
             actions, losses, gradient = descend(actions, noise[step])
             np.testing.assert_allclose(losses, recording[f"{name}/loss_per_env"][step], rtol=LOSS_REL)
             close(gradient, recording[f"{name}/grad"][step], rel_l2=1e-3, what=f"{name} gradient, step {step}")
-            close(actions, recording[f"{name}/actions_after"][step], atol=2e-4, rel_l2=1e-4, what=f"{name}, step {step}")
+            close(
+                actions, recording[f"{name}/actions_after"][step], atol=2e-4, rel_l2=1e-4, what=f"{name}, step {step}"
+            )
         close(actions, recording[f"{name}/actions_final"], atol=2e-4, rel_l2=1e-4, what=f"{name} final")

@@ -17,131 +17,133 @@ TRAIN_FRACTION = {"wall_split": 0.7, "split_seed42": 0.9}
 
 
 def same(actual, recorded, compared):
-  np.testing.assert_array_equal(actual, recorded)
-  compared(recorded.size)
+    np.testing.assert_array_equal(actual, recorded)
+    compared(recorded.size)
 
 
 @pytest.fixture(scope="module")
 def recording(golden):
-  return golden("preprocess.npz")
+    return golden("preprocess.npz")
 
 
 def tensor(path, dtype):
-  """The only tensor of a torch file, flat."""
-  with zipfile.ZipFile(path) as file:
-    (name,) = [name for name in file.namelist() if name.endswith("/data/0")]
-    return np.frombuffer(file.read(name), dtype)
+    """The only tensor of a torch file, flat."""
+    with zipfile.ZipFile(path) as file:
+        (name,) = [name for name in file.namelist() if name.endswith("/data/0")]
+        return np.frombuffer(file.read(name), dtype)
 
 
 class WallData:
-  """The recorded data set of Wall: states and actions (N, T, 2), and the frames of an episode."""
+    """The recorded data set of Wall: states and actions (N, T, 2), and the frames of an episode."""
 
-  def __init__(self, folder, episodes):
-    self._folder = folder
-    self.states, self.actions = (
-        tensor(folder / f"{name}.pth", np.float32).reshape(episodes, -1, 2) for name in ("states", "actions"))
+    def __init__(self, folder, episodes):
+        self._folder = folder
+        self.states, self.actions = (
+            tensor(folder / f"{name}.pth", np.float32).reshape(episodes, -1, 2) for name in ("states", "actions")
+        )
 
-  def frames(self, episode):
-    """(T, H, H, 3) uint8."""
-    flat = tensor(self._folder / "obses" / f"episode_{episode:03d}.pth", np.uint8)
-    steps = self.states.shape[1]
-    side = round((flat.size / steps / 3) ** 0.5)
-    return np.moveaxis(flat.reshape(steps, 3, side, side), 1, -1)
+    def frames(self, episode):
+        """(T, H, H, 3) uint8."""
+        flat = tensor(self._folder / "obses" / f"episode_{episode:03d}.pth", np.uint8)
+        steps = self.states.shape[1]
+        side = round((flat.size / steps / 3) ** 0.5)
+        return np.moveaxis(flat.reshape(steps, 3, side, side), 1, -1)
 
 
 @pytest.fixture(scope="module")
 def wall(golden, recording):
-  episodes = sum(len(recording[f"wall_split/{part}_indices"]) for part in ("train", "valid"))
-  return WallData(golden.path("dataset_wall") / "wall_single", episodes)
+    episodes = sum(len(recording[f"wall_split/{part}_indices"]) for part in ("train", "valid"))
+    return WallData(golden.path("dataset_wall") / "wall_single", episodes)
 
 
 def normalizer(recording, case):
-  return Normalizer(**{name: recording[f"{case}/{name}"]
-                       for name in ("action_mean", "action_std", "proprio_mean", "proprio_std")})
+    return Normalizer(
+        **{name: recording[f"{case}/{name}"] for name in ("action_mean", "action_std", "proprio_mean", "proprio_std")}
+    )
 
 
 def test_normalisation(recording, close):
-  ours, x = normalizer(recording, "pp/stats"), recording["pp/x"]
-  close(ours.normalize_action(x), recording["pp/normalize_actions"], rel_l2=1e-6, what="normalised actions")
-  close(ours.denormalize_action(x), recording["pp/denormalize_actions"], what="actions", **EXACT)
-  close(ours.normalize_proprio(x), recording["pp/normalize_proprios"], rel_l2=1e-6, what="normalised proprio")
-  states = (x - recording["pp/stats/state_mean"]) / recording["pp/stats/state_std"]
-  close(states, recording["pp/normalize_states"], rel_l2=1e-6, what="normalised states")
+    ours, x = normalizer(recording, "pp/stats"), recording["pp/x"]
+    close(ours.normalize_action(x), recording["pp/normalize_actions"], rel_l2=1e-6, what="normalised actions")
+    close(ours.denormalize_action(x), recording["pp/denormalize_actions"], what="actions", **EXACT)
+    close(ours.normalize_proprio(x), recording["pp/normalize_proprios"], rel_l2=1e-6, what="normalised proprio")
+    states = (x - recording["pp/stats/state_mean"]) / recording["pp/stats/state_std"]
+    close(states, recording["pp/normalize_states"], rel_l2=1e-6, what="normalised states")
 
 
 def test_images_become_channel_last_in_minus_one_to_one(recording, close):
-  close(np.moveaxis(normalize_image(recording["pp/img"]), -1, -3), recording["pp/transform_img"], **EXACT)
+    close(np.moveaxis(normalize_image(recording["pp/img"]), -1, -3), recording["pp/transform_img"], **EXACT)
 
 
 def test_statistics_of_the_wall_data(recording, wall, close):
-  # The proprioception of Wall is its state.
-  ours = Normalizer.fit(wall.actions, wall.states)
-  for name in ("action_mean", "action_std", "proprio_mean", "proprio_std"):
-    close(getattr(ours, name), recording[f"wall_stats/{name}"], rel_l2=1e-6, what=name)
-  for part in ("mean", "std"):
-    close(getattr(ours, f"proprio_{part}"), recording[f"wall_stats/state_{part}"], rel_l2=1e-6, what=part)
+    # The proprioception of Wall is its state.
+    ours = Normalizer.fit(wall.actions, wall.states)
+    for name in ("action_mean", "action_std", "proprio_mean", "proprio_std"):
+        close(getattr(ours, name), recording[f"wall_stats/{name}"], rel_l2=1e-6, what=name)
+    for part in ("mean", "std"):
+        close(getattr(ours, f"proprio_{part}"), recording[f"wall_stats/state_{part}"], rel_l2=1e-6, what=part)
 
 
 def test_statistics_of_ragged_trajectories(recording, close):
-  data, lengths = recording["maze_stats/data"], recording["maze_stats/lengths"]
-  valid = np.concatenate([rows[:length] for rows, length in zip(data, lengths)])
-  ours = Normalizer.fit(valid, valid)
-  close(ours.action_mean, recording["maze_stats/mean"], what="mean", **EXACT)
-  close(ours.action_std, recording["maze_stats/std"], what="std", **EXACT)
+    data, lengths = recording["maze_stats/data"], recording["maze_stats/lengths"]
+    valid = np.concatenate([rows[:length] for rows, length in zip(data, lengths)])
+    ours = Normalizer.fit(valid, valid)
+    close(ours.action_mean, recording["maze_stats/mean"], what="mean", **EXACT)
+    close(ours.action_std, recording["maze_stats/std"], what="std", **EXACT)
 
 
 def test_splits(recording, compared):
-  for case in recording.names("split_seed42/"):
-    ours = split_trajectories(int(case.removeprefix("n")), TRAIN_FRACTION["split_seed42"])
-    for part in ("train", "valid"):
-      recorded = recording[f"split_seed42/{case}/{part}"]
-      same(getattr(ours, part)[:len(recorded)], recorded, compared)
-  recorded = [recording[f"wall_split/{part}_indices"] for part in ("train", "valid")]
-  ours = split_trajectories(sum(map(len, recorded)), TRAIN_FRACTION["wall_split"])
-  for part, rows in zip(ours, recorded):
-    same(part, rows, compared)
+    for case in recording.names("split_seed42/"):
+        ours = split_trajectories(int(case.removeprefix("n")), TRAIN_FRACTION["split_seed42"])
+        for part in ("train", "valid"):
+            recorded = recording[f"split_seed42/{case}/{part}"]
+            same(getattr(ours, part)[: len(recorded)], recorded, compared)
+    recorded = [recording[f"wall_split/{part}_indices"] for part in ("train", "valid")]
+    ours = split_trajectories(sum(map(len, recorded)), TRAIN_FRACTION["wall_split"])
+    for part, rows in zip(ours, recorded):
+        same(part, rows, compared)
 
 
 def clip_shape(recording):
-  """Frames of a clip and frameskip, from the recorded item."""
-  frames = len(recording["wall_item0/proprio"])
-  _, start, stop = recording["wall_item0/slice"]
-  return frames, int(stop - start) // frames
+    """Frames of a clip and frameskip, from the recorded item."""
+    frames = len(recording["wall_item0/proprio"])
+    _, start, stop = recording["wall_item0/slice"]
+    return frames, int(stop - start) // frames
 
 
 def test_clips(recording, wall, compared):
-  split = split_trajectories(len(wall.states), TRAIN_FRACTION["wall_split"])
-  slices = [clip_slices([wall.states.shape[1]] * len(part), *clip_shape(recording)) for part in split]
-  for case in (name for name in recording.names() if name.startswith("wall_seed")):
-    shuffled = shuffle_slices(slices, int(case.removeprefix("wall_seed")))
-    for rows, part in zip(shuffled, ("train", "valid")):
-      same(rows, recording[f"{case}/{part}_slices"], compared)
+    split = split_trajectories(len(wall.states), TRAIN_FRACTION["wall_split"])
+    slices = [clip_slices([wall.states.shape[1]] * len(part), *clip_shape(recording)) for part in split]
+    for case in (name for name in recording.names() if name.startswith("wall_seed")):
+        shuffled = shuffle_slices(slices, int(case.removeprefix("wall_seed")))
+        for rows, part in zip(shuffled, ("train", "valid")):
+            same(rows, recording[f"{case}/{part}_slices"], compared)
 
 
 def images(frames, side):
-  return np.moveaxis(resize(normalize_image(jnp.asarray(frames)), side), -1, -3)
+    return np.moveaxis(resize(normalize_image(jnp.asarray(frames)), side), -1, -3)
 
 
 def test_an_item(recording, wall, close):
-  ours = normalizer(recording, "wall_stats")
-  index, start, stop = (int(n) for n in recording["wall_item0/slice"])
-  episode = recording["wall_split/train_indices"][index]
-  _, frameskip = clip_shape(recording)
-  states = wall.states[episode, start:stop:frameskip]
-  close(states, recording["wall_item0/state"], what="state", **EXACT)
-  close(ours.normalize_proprio(states), recording["wall_item0/proprio"], what="proprio", **EXACT)
-  actions = ours.to_model_actions(wall.actions[episode, start:stop], frameskip)
-  close(actions, recording["wall_item0/act"], what="actions", **EXACT)
-  recorded = recording.sub("wall_item0/visual")
-  frames = wall.frames(episode)[start:stop:frameskip]
-  close(images(frames, recorded.shape[-1]), recorded, what="images", **IMAGE)
+    ours = normalizer(recording, "wall_stats")
+    index, start, stop = (int(n) for n in recording["wall_item0/slice"])
+    episode = recording["wall_split/train_indices"][index]
+    _, frameskip = clip_shape(recording)
+    states = wall.states[episode, start:stop:frameskip]
+    close(states, recording["wall_item0/state"], what="state", **EXACT)
+    close(ours.normalize_proprio(states), recording["wall_item0/proprio"], what="proprio", **EXACT)
+    actions = ours.to_model_actions(wall.actions[episode, start:stop], frameskip)
+    close(actions, recording["wall_item0/act"], what="actions", **EXACT)
+    recorded = recording.sub("wall_item0/visual")
+    frames = wall.frames(episode)[start:stop:frameskip]
+    close(images(frames, recorded.shape[-1]), recorded, what="images", **IMAGE)
 
 
 def test_a_validation_trajectory(recording, wall, close):
-  ours, episode = normalizer(recording, "wall_stats"), recording.scalar("wall_traj_valid0/episode")
-  assert episode == recording["wall_split/valid_indices"][0]
-  close(wall.states[episode], recording["wall_traj_valid0/state"], what="state", **EXACT)
-  close(ours.normalize_proprio(wall.states[episode]), recording["wall_traj_valid0/proprio"], what="proprio", **EXACT)
-  close(ours.normalize_action(wall.actions[episode]), recording["wall_traj_valid0/act"], what="actions", **EXACT)
-  recorded = recording.sub("wall_traj_valid0/visual")
-  close(images(wall.frames(episode), recorded.shape[-1]), recorded, what="images", **IMAGE)
+    ours, episode = normalizer(recording, "wall_stats"), recording.scalar("wall_traj_valid0/episode")
+    assert episode == recording["wall_split/valid_indices"][0]
+    close(wall.states[episode], recording["wall_traj_valid0/state"], what="state", **EXACT)
+    close(ours.normalize_proprio(wall.states[episode]), recording["wall_traj_valid0/proprio"], what="proprio", **EXACT)
+    close(ours.normalize_action(wall.actions[episode]), recording["wall_traj_valid0/act"], what="actions", **EXACT)
+    recorded = recording.sub("wall_traj_valid0/visual")
+    close(images(wall.frames(episode), recorded.shape[-1]), recorded, what="images", **IMAGE)

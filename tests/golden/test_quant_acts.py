@@ -62,7 +62,10 @@ def test_a_range_with_zero_is_the_released_quantizer_where_zero_is_in_range_and_
         x = recording[f"x/{kind}"]
         quantizer = static_quantizer(x.min(), x.max(), bits)
         if x.min() <= 0 <= x.max():
-            assert (quantizer.scale, quantizer.zero_point) == (recording[f"{key}/scale"], recording[f"{key}/zero_point"])
+            assert (quantizer.scale, quantizer.zero_point) == (
+                recording[f"{key}/scale"],
+                recording[f"{key}/zero_point"],
+            )
             np.testing.assert_array_equal(QUANTIZE(x[1], quantizer), recording[f"{key}/fq_batch1"])
         error = np.abs(QUANTIZE(x[1], quantizer) - x[1]).max()
         assert error <= quantizer.scale * 1.001, key

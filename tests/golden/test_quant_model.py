@@ -21,7 +21,10 @@ OUTPUTS = ("pred_T3", "pred_T1", "enc", "roll_visual", "roll_proprio")
 # Rounding flips make the error of a quantized network heavy tailed: bounds on the relative L2 norm and the median.
 REL_L2 = {name: 5e-2 if name.startswith("roll") else 1e-2 for name in OUTPUTS}
 MEDIAN = 5e-3
-INPUT_OF = {"qact1": ("attn/qkv", "attn/to_qkv", "mlp/fc1", "ff/fc1"), "qact2": ("attn/proj", "attn/to_out", "mlp/fc2", "ff/fc2")}
+INPUT_OF = {
+    "qact1": ("attn/qkv", "attn/to_qkv", "mlp/fc1", "ff/fc1"),
+    "qact2": ("attn/proj", "attn/to_out", "mlp/fc2", "ff/fc2"),
+}
 
 
 @pytest.fixture(scope="module")
@@ -167,7 +170,9 @@ def test_variants_of_one_table(recording, network, statistics, run, compared):
     specs = {}
     for case, settings in cases(recording).items():
         if settings["group"] < 0:
-            granularity = {"token_wise": "token", "layer_wise": "tensor"}[settings["mode"]] if settings["a"] < 16 else None
+            granularity = (
+                {"token_wise": "token", "layer_wise": "tensor"}[settings["mode"]] if settings["a"] < 16 else None
+            )
             spec = quantized.ModuleSpec(settings["w"], None, settings["a"], granularity)
             encoder = spec if settings["encoder_quant"] else quantized.ModuleSpec()
             specs[case] = quantized.VariantSpec(encoder, spec)

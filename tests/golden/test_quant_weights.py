@@ -55,7 +55,9 @@ def test_round_to_nearest_is_bit_exact(recording, compared):
         quantized = np.asarray(fake_quant_weight(kernel, spec, GRIDS[method])).T
         wanted = recording[f"{key}/fq_sub"]
         np.testing.assert_array_equal(quantized.reshape(-1)[recording[f"sub_idx/{matrix}"]], wanted, err_msg=key)
-        np.testing.assert_allclose(quantized.astype(np.float64).sum(), recording[f"{key}/fq_sum"], rtol=1e-9, err_msg=key)
+        np.testing.assert_allclose(
+            quantized.astype(np.float64).sum(), recording[f"{key}/fq_sum"], rtol=1e-9, err_msg=key
+        )
         square_sum = (quantized.astype(np.float64) ** 2).sum()
         np.testing.assert_allclose(square_sum, recording[f"{key}/fq_sqsum"], rtol=1e-9, err_msg=key)
         if f"{key}/fq" in recording:

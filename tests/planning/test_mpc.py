@@ -44,7 +44,12 @@ def iterate(problem, start, goal, horizon=4):
     key = episode_key(0, 1)
     run = jax.jit(
         lambda state: mpc_iteration(
-            problem, None, state, jnp.asarray(goal, jnp.float32), step_noise(problem, key, state.iteration), jnp.int32(horizon)
+            problem,
+            None,
+            state,
+            jnp.asarray(goal, jnp.float32),
+            step_noise(problem, key, state.iteration),
+            jnp.int32(horizon),
         )
     )
     return run(mpc_init(problem, jnp.asarray(start, jnp.float32)))

@@ -1,7 +1,7 @@
 """What every quantization method keeps, whatever its granularity and bits: one table, the same tests for all."""
 
 import dataclasses
-from typing import Callable
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp

@@ -75,7 +75,13 @@ def test_every_kind_of_layer_is_a_site(images):
     model = EveryKind()
     params = initialized(model, images)
     statistics = quant.calibrate(linen.observe(model), {"params": params}, [(images,)])
-    expected = {"conv", "general", "dense", "einsum", *(f"attention/{name}" for name in ("query", "key", "value", "out"))}
+    expected = {
+        "conv",
+        "general",
+        "dense",
+        "einsum",
+        *(f"attention/{name}" for name in ("query", "key", "value", "out")),
+    }
     assert set(quant.site_statistics(statistics)) == expected == set(quant.kernel_sites(params))
     # Each of them is really quantized.
     apply, plain = jax.jit(linen.quantized_apply(model)), model.apply({"params": params}, images)

@@ -47,7 +47,15 @@ def test_what_a_sweep_prints_and_leaves(finished):
         assert word in run.stdout + run.stderr
     for name in ("FP32", "W4", "W8A8 per-tensor", "true simulator", "random actions"):
         assert name in run.stdout
-    files = ("config.json", "variants.json", "episodes.json", "rows.jsonl", "reference.jsonl", "traces.npz", "report.html")
+    files = (
+        "config.json",
+        "variants.json",
+        "episodes.json",
+        "rows.jsonl",
+        "reference.jsonl",
+        "traces.npz",
+        "report.html",
+    )
     assert [name for name in files if not (folder / name).exists()] == []
     config = json.loads((folder / "config.json").read_text())
     assert config["versions"]["jax"] and config["tile"] == 1 and config["device"]["platform"] == "cpu"

@@ -107,7 +107,10 @@ def test_compilations_do_not_grow(prepare):
 
     few = compilations(variants="fp w4 w8a8-tensor", planner__seeds="0", planner__horizons="3")
     more = compilations(
-        variants="fp w2 w3 w4 w5 w8 w9a7-tensor w8a8-tensor", planner__seeds="0 1 2", planner__iterations=3, episodes__count=5
+        variants="fp w2 w3 w4 w5 w8 w9a7-tensor w8a8-tensor",
+        planner__seeds="0 1 2",
+        planner__iterations=3,
+        episodes__count=5,
     )
     assert more == few
 
@@ -172,5 +175,3 @@ def test_all_cells_are_canonical():
 def test_a_mesh_needs_its_devices():
     with pytest.raises(ValueError, match=re.escape("engine.devices must be 0..2 (what this process has), not 3")):
         cell_mesh(3)
-
-

@@ -96,7 +96,9 @@ def test_manifests_are_disjoint_and_official():
 
 @pytest.mark.parametrize("seed", [-5, 0, 1, 3])
 def test_families_of_seeds_that_would_mix(seed):
-    with pytest.raises(ValueError, match="would mix evaluation, calibration and development episodes; choose 4 or more"):
+    with pytest.raises(
+        ValueError, match="would mix evaluation, calibration and development episodes; choose 4 or more"
+    ):
         make_manifest(make_env("wall"), "evaluation", 10, seed)
 
 

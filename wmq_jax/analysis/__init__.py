@@ -8,4 +8,4 @@ from wmq_jax.analysis.report import Summary, write_report
 from wmq_jax.analysis.results import Results, load_results
 from wmq_jax.analysis.table import format_table
 
-__all__ = ['Results', 'Summary', 'format_table', 'load_results', 'write_report']
+__all__ = ["Results", "Summary", "format_table", "load_results", "write_report"]

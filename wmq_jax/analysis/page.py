@@ -4,9 +4,9 @@ Texts are escaped here; only `Figure.content` and what this module returns are H
 """
 
 import base64
-from collections.abc import Iterable, Mapping, Sequence
 import dataclasses
 import html
+from collections.abc import Iterable, Mapping, Sequence
 
 from wmq_jax.analysis.style import theme_css
 
@@ -46,95 +46,101 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-  """One table cell: its text, whether it is aligned left, a style class ('' or a verdict), and a small second line."""
+    """One table cell: its text, whether it is aligned left, a style class ('' or a verdict), and a small second line."""
 
-  text: str
-  left: bool = False
-  kind: str = ''
-  note: str = ''
+    text: str
+    left: bool = False
+    kind: str = ""
+    note: str = ""
 
 
 def page(title: str, parts: Iterable[str]) -> str:
-  """The whole document."""
-  body = '\n'.join(parts)
-  return (
-    '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-    '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
-    f'<title>{html.escape(title)}</title><style>{theme_css()}{_CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n'
-  )
+    """The whole document."""
+    body = "\n".join(parts)
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
+        f"<title>{html.escape(title)}</title><style>{theme_css()}{_CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+    )
 
 
 def heading(text: str, level: int = 2) -> str:
-  return f'<h{level}>{html.escape(text)}</h{level}>'
+    return f"<h{level}>{html.escape(text)}</h{level}>"
 
 
-def paragraph(text: str, kind: str = '') -> str:
-  return f'<p{_class(kind)}>{html.escape(text)}</p>'
+def paragraph(text: str, kind: str = "") -> str:
+    return f"<p{_class(kind)}>{html.escape(text)}</p>"
 
 
 def bullets(texts: Iterable[str]) -> str:
-  return '<ul>' + ''.join(f'<li>{html.escape(text)}</li>' for text in texts) + '</ul>'
+    return "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in texts) + "</ul>"
 
 
 def marked_list(texts: Mapping[str, str]) -> str:
-  """A list of 'Word: text' whose words are set in the style class that is the text's key."""
-  items = []
-  for kind, text in texts.items():
-    word, _, rest = text.partition(':')
-    items.append(f'<li><span class="verdict {kind}">{html.escape(word)}:</span>{html.escape(rest)}</li>')
-  return f'<ul class="marked">{"".join(items)}</ul>'
+    """A list of 'Word: text' whose words are set in the style class that is the text's key."""
+    items = []
+    for kind, text in texts.items():
+        word, _, rest = text.partition(":")
+        items.append(f'<li><span class="verdict {kind}">{html.escape(word)}:</span>{html.escape(rest)}</li>')
+    return f'<ul class="marked">{"".join(items)}</ul>'
 
 
 def svg_figure(svg: str, caption: str) -> str:
-  """An inline chart that follows the page's colours."""
-  text = html.escape(caption, quote=True)
-  return f'<figure role="img" aria-label="{text}">{svg}<figcaption>{text}</figcaption></figure>'
+    """An inline chart that follows the page's colours."""
+    text = html.escape(caption, quote=True)
+    return f'<figure role="img" aria-label="{text}">{svg}<figcaption>{text}</figcaption></figure>'
 
 
 def png_figure(png: bytes, alt: str) -> str:
-  """An embedded picture on a white card, which names itself; `alt` is for who cannot see it."""
-  data = base64.b64encode(png).decode('ascii')
-  return f'<figure class="photo"><img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{data}"></figure>'
+    """An embedded picture on a white card, which names itself; `alt` is for who cannot see it."""
+    data = base64.b64encode(png).decode("ascii")
+    return (
+        f'<figure class="photo"><img alt="{html.escape(alt, quote=True)}" src="data:image/png;base64,{data}"></figure>'
+    )
 
 
-def table(head: Sequence[tuple[str, str, bool]], rows: Sequence[Sequence[Cell]], apart: Sequence[Sequence[Cell]] = ()) -> str:
-  """A table that scrolls sideways where it does not fit.
+def table(
+    head: Sequence[tuple[str, str, bool]], rows: Sequence[Sequence[Cell]], apart: Sequence[Sequence[Cell]] = ()
+) -> str:
+    """A table that scrolls sideways where it does not fit.
 
-  Args:
-    head: (small text, title, whether it is aligned left) of each column.
-    rows: cells of each line.
-    apart: further lines, set back.
-  """
-  columns = ''.join(
-    f'<th{_class("left" if left else "")}><small>{html.escape(small)}</small>{html.escape(title)}</th>'
-    for small, title, left in head
-  )
-  body = ''.join(_row(cells, '') for cells in rows) + ''.join(_row(cells, 'apart') for cells in apart)
-  return f'<div class="scroll"><table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>'
+    Args:
+      head: (small text, title, whether it is aligned left) of each column.
+      rows: cells of each line.
+      apart: further lines, set back.
+    """
+    columns = "".join(
+        f"<th{_class('left' if left else '')}><small>{html.escape(small)}</small>{html.escape(title)}</th>"
+        for small, title, left in head
+    )
+    body = "".join(_row(cells, "") for cells in rows) + "".join(_row(cells, "apart") for cells in apart)
+    return f'<div class="scroll"><table><thead><tr>{columns}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
-  return '<dl>' + ''.join(f'<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>' for term, text in pairs) + '</dl>'
+    return (
+        "<dl>" + "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in pairs) + "</dl>"
+    )
 
 
 def details(title: str, content: str) -> str:
-  """Content that a click unfolds."""
-  return f'<details><summary>{html.escape(title)}</summary>{content}</details>'
+    """Content that a click unfolds."""
+    return f"<details><summary>{html.escape(title)}</summary>{content}</details>"
 
 
 def preformatted(text: str) -> str:
-  return f'<pre>{html.escape(text)}</pre>'
+    return f"<pre>{html.escape(text)}</pre>"
 
 
 def _row(cells: Sequence[Cell], kind: str) -> str:
-  return f'<tr{_class(kind)}>{"".join(_cell(cell) for cell in cells)}</tr>'
+    return f"<tr{_class(kind)}>{''.join(_cell(cell) for cell in cells)}</tr>"
 
 
 def _cell(cell: Cell) -> str:
-  kinds = ' '.join(filter(None, ('left' if cell.left else '', cell.kind)))
-  note = f'<small>{html.escape(cell.note)}</small>' if cell.note else ''
-  return f'<td{_class(kinds)}>{html.escape(cell.text)}{note}</td>'
+    kinds = " ".join(filter(None, ("left" if cell.left else "", cell.kind)))
+    note = f"<small>{html.escape(cell.note)}</small>" if cell.note else ""
+    return f"<td{_class(kinds)}>{html.escape(cell.text)}{note}</td>"
 
 
 def _class(kind: str) -> str:
-  return f' class="{kind}"' if kind else ''
+    return f' class="{kind}"' if kind else ""

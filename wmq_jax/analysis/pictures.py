@@ -1,8 +1,8 @@
 """All pictures of a report, drawn."""
 
-from collections.abc import Callable, Iterator, Mapping
 import dataclasses
 import re
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from wmq_jax.analysis import plots, style
@@ -14,46 +14,46 @@ from wmq_jax.analysis.summary import Comparison
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-  """A finished figure.
+    """A finished figure.
 
-  Attributes:
-    name: of its file, without ending.
-    png: the file's bytes.
-    svg: the chart as an <svg> element; None for photographs.
-    trace: the cell that a photograph shows; None for charts.
-  """
+    Attributes:
+      name: of its file, without ending.
+      png: the file's bytes.
+      svg: the chart as an <svg> element; None for photographs.
+      trace: the cell that a photograph shows; None for charts.
+    """
 
-  name: str
-  png: bytes
-  svg: str | None = None
-  trace: Trace | None = None
+    name: str
+    png: bytes
+    svg: str | None = None
+    trace: Trace | None = None
 
 
 def draw_pictures(results: Results, comparison: Comparison, aligned: Mapping[str, Alignment]) -> Iterator[Picture]:
-  """Draws the charts, then a filmstrip a trace.
+    """Draws the charts, then a filmstrip a trace.
 
-  Args:
-    results: the results folder.
-    comparison: what the charts show.
-    aligned: alignment of every variant in the comparison that has rows.
+    Args:
+      results: the results folder.
+      comparison: what the charts show.
+      aligned: alignment of every variant in the comparison that has rows.
 
-  Yields:
-    Pictures, the charts named 'survival', 'success_by_iteration', 'success_by_size', 'alignment' and 'plans'.
-  """
-  shown = plots.chosen_for_scatter(comparison)
-  yield _chart('survival', plots.survival_size(comparison), plots.draw_survival, comparison)
-  yield _chart('success_by_iteration', plots.curves_size(comparison), plots.draw_curves, comparison)
-  yield _chart('success_by_size', plots.SIZE_SIZE, plots.draw_size, comparison)
-  yield _chart('alignment', plots.alignment_size(comparison), plots.draw_alignment, comparison, aligned)
-  yield _chart('plans', plots.scatter_size(shown), plots.draw_scatter, comparison, aligned, shown)
-  for trace in results.traces:
-    name = re.sub(r'[^a-z0-9]+', '_', f'rollout_{trace.variant}_{trace.outcome}'.lower())
-    with style.figure(*filmstrip_size(trace)) as fig:
-      draw_filmstrip(fig, trace, results.goals.get(trace.episode))
-      yield Picture(name, style.to_png(fig), trace=trace)
+    Yields:
+      Pictures, the charts named 'survival', 'success_by_iteration', 'success_by_size', 'alignment' and 'plans'.
+    """
+    shown = plots.chosen_for_scatter(comparison)
+    yield _chart("survival", plots.survival_size(comparison), plots.draw_survival, comparison)
+    yield _chart("success_by_iteration", plots.curves_size(comparison), plots.draw_curves, comparison)
+    yield _chart("success_by_size", plots.SIZE_SIZE, plots.draw_size, comparison)
+    yield _chart("alignment", plots.alignment_size(comparison), plots.draw_alignment, comparison, aligned)
+    yield _chart("plans", plots.scatter_size(shown), plots.draw_scatter, comparison, aligned, shown)
+    for trace in results.traces:
+        name = re.sub(r"[^a-z0-9]+", "_", f"rollout_{trace.variant}_{trace.outcome}".lower())
+        with style.figure(*filmstrip_size(trace)) as fig:
+            draw_filmstrip(fig, trace, results.goals.get(trace.episode))
+            yield Picture(name, style.to_png(fig), trace=trace)
 
 
 def _chart(name: str, size: tuple[float, float], draw: Callable[..., None], *args: Any) -> Picture:
-  with style.figure(*size) as fig:
-    draw(fig, *args)
-    return Picture(name, style.to_png(fig), style.to_svg(fig, name))
+    with style.figure(*size) as fig:
+        draw(fig, *args)
+        return Picture(name, style.to_png(fig), style.to_svg(fig, name))

@@ -14,51 +14,51 @@ from wmq_jax.io import write_bytes, write_text
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-  """What `write_report` found and wrote.
+    """What `write_report` found and wrote.
 
-  Attributes:
-    headline: who survives, in a sentence.
-    table: the terminal table.
-    comparisons: one a horizon, ascending.
-    report: path of report.html.
-    files: every file written.
-  """
+    Attributes:
+      headline: who survives, in a sentence.
+      table: the terminal table.
+      comparisons: one a horizon, ascending.
+      report: path of report.html.
+      files: every file written.
+    """
 
-  headline: str
-  table: str
-  comparisons: tuple[Comparison, ...]
-  report: Path
-  files: tuple[Path, ...]
+    headline: str
+    table: str
+    comparisons: tuple[Comparison, ...]
+    report: Path
+    files: tuple[Path, ...]
 
 
 def write_report(results_dir: str | Path) -> Summary:
-  """Writes the report of a results folder, finished or not, into the folder.
+    """Writes the report of a results folder, finished or not, into the folder.
 
-  Args:
-    results_dir: the results folder of a sweep.
+    Args:
+      results_dir: the results folder of a sweep.
 
-  Returns:
-    The Summary.
+    Returns:
+      The Summary.
 
-  Raises:
-    FileNotFoundError, ValueError: see `load_results`.
-    OSError: the folder cannot be written.
-  """
-  results = load_results(results_dir)
-  comparisons = tuple(compare(results, horizon) for horizon in results.horizons)
-  main = main_comparison(results)
-  aligned = align([row for row in results.rows if row.horizon == main.horizon]) if main else {}
-  pictures = tuple(draw_pictures(results, main, aligned)) if main else ()
-  report = results.folder / 'report.html'
-  texts = {
-    results.folder / 'table.csv': csv_table(comparisons),
-    results.folder / 'table.md': '\n'.join(markdown_table(comparison) for comparison in comparisons),
-    report: report_html(results, comparisons, main, aligned, pictures),
-  }
-  images = {results.folder / 'pictures' / f'{picture.name}.png': picture.png for picture in pictures}
-  (results.folder / 'pictures').mkdir(exist_ok=True)
-  for path, data in images.items():
-    write_bytes(path, data)
-  for path, text in texts.items():
-    write_text(path, text)
-  return Summary(headline(main), format_table(results), comparisons, report, (*images, *texts))
+    Raises:
+      FileNotFoundError, ValueError: see `load_results`.
+      OSError: the folder cannot be written.
+    """
+    results = load_results(results_dir)
+    comparisons = tuple(compare(results, horizon) for horizon in results.horizons)
+    main = main_comparison(results)
+    aligned = align([row for row in results.rows if row.horizon == main.horizon]) if main else {}
+    pictures = tuple(draw_pictures(results, main, aligned)) if main else ()
+    report = results.folder / "report.html"
+    texts = {
+        results.folder / "table.csv": csv_table(comparisons),
+        results.folder / "table.md": "\n".join(markdown_table(comparison) for comparison in comparisons),
+        report: report_html(results, comparisons, main, aligned, pictures),
+    }
+    images = {results.folder / "pictures" / f"{picture.name}.png": picture.png for picture in pictures}
+    (results.folder / "pictures").mkdir(exist_ok=True)
+    for path, data in images.items():
+        write_bytes(path, data)
+    for path, text in texts.items():
+        write_text(path, text)
+    return Summary(headline(main), format_table(results), comparisons, report, (*images, *texts))

@@ -5,8 +5,8 @@ noise. Whether a variant *survives* is a question of how large a loss the data s
 find one.
 """
 
-from collections.abc import Sequence
 import dataclasses
+from collections.abc import Sequence
 from typing import Literal
 
 from wmq_jax.analysis import stats
@@ -15,280 +15,292 @@ from wmq_jax.analysis.results import RANDOM_ACTIONS, TRUE_SIMULATOR, Results, Ro
 SURVIVAL_MARGIN = 0.10  # the largest loss of success rate that still counts as surviving
 LEVEL = 0.05  # of the Holm-adjusted tests
 
-Verdict = Literal['baseline', 'survives', 'undecided', 'falls']
+Verdict = Literal["baseline", "survives", "undecided", "falls"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Rate:
-  """A success rate in 0..1 with its 95% interval."""
+    """A success rate in 0..1 with its 95% interval."""
 
-  estimate: float
-  low: float
-  high: float
+    estimate: float
+    low: float
+    high: float
 
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """Success rate minus that of full precision on the same cells, after the last MPC iteration.
+    """Success rate minus that of full precision on the same cells, after the last MPC iteration.
 
-  Attributes:
-    estimate: in -1..1; negative where the variant is worse.
-    low: lower end of the 95% interval.
-    high: upper end of the 95% interval.
-    pairs: cells that both have computed.
-    gained: pairs that only the variant solved.
-    lost: pairs that only full precision solved.
-    p_value: of the exact McNemar test (sign-flip test over episodes where there are several seeds).
-    p_adjusted: by Holm over the quantized variants; None outside that family (references).
-  """
+    Attributes:
+      estimate: in -1..1; negative where the variant is worse.
+      low: lower end of the 95% interval.
+      high: upper end of the 95% interval.
+      pairs: cells that both have computed.
+      gained: pairs that only the variant solved.
+      lost: pairs that only full precision solved.
+      p_value: of the exact McNemar test (sign-flip test over episodes where there are several seeds).
+      p_adjusted: by Holm over the quantized variants; None outside that family (references).
+    """
 
-  estimate: float
-  low: float
-  high: float
-  pairs: int
-  gained: int
-  lost: int
-  p_value: float
-  p_adjusted: float | None
+    estimate: float
+    low: float
+    high: float
+    pairs: int
+    gained: int
+    lost: int
+    p_value: float
+    p_adjusted: float | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """One line of the table: a variant, or a reference (`variant` None).
+    """One line of the table: a variant, or a reference (`variant` None).
 
-  Attributes:
-    name: what it is called.
-    variant: the variant, None for the true simulator and random actions.
-    cells: cells computed.
-    success: M rates, within 1..M MPC iterations; empty without cells.
-    difference: to full precision; None for full precision itself and where there are no pairs.
-    verdict: 'baseline' for full precision; None for references, and where nothing can be compared.
-    nonfinite_cells: cells whose plans became non-finite.
-    nonfinite_from: the earliest iteration, counted from 1, in which that happened.
-  """
+    Attributes:
+      name: what it is called.
+      variant: the variant, None for the true simulator and random actions.
+      cells: cells computed.
+      success: M rates, within 1..M MPC iterations; empty without cells.
+      difference: to full precision; None for full precision itself and where there are no pairs.
+      verdict: 'baseline' for full precision; None for references, and where nothing can be compared.
+      nonfinite_cells: cells whose plans became non-finite.
+      nonfinite_from: the earliest iteration, counted from 1, in which that happened.
+    """
 
-  name: str
-  variant: Variant | None
-  cells: int
-  success: tuple[Rate, ...]
-  difference: Difference | None
-  verdict: Verdict | None
-  nonfinite_cells: int
-  nonfinite_from: int | None
+    name: str
+    variant: Variant | None
+    cells: int
+    success: tuple[Rate, ...]
+    difference: Difference | None
+    verdict: Verdict | None
+    nonfinite_cells: int
+    nonfinite_from: int | None
 
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """All variants at one horizon.
+    """All variants at one horizon.
 
-  Attributes:
-    horizon: model actions a plan.
-    iterations: MPC iterations M of the protocol.
-    seeds: number of CEM seeds.
-    episodes: number of episodes.
-    full_precision: name of the variant that the others are compared with; None if the sweep has none.
-    lines: one a variant, in the sweep's order.
-    references: true simulator and random actions, where they were computed.
-  """
+    Attributes:
+      horizon: model actions a plan.
+      iterations: MPC iterations M of the protocol.
+      seeds: number of CEM seeds.
+      episodes: number of episodes.
+      full_precision: name of the variant that the others are compared with; None if the sweep has none.
+      lines: one a variant, in the sweep's order.
+      references: true simulator and random actions, where they were computed.
+    """
 
-  horizon: int
-  iterations: int
-  seeds: int
-  episodes: int
-  full_precision: str | None
-  lines: tuple[Line, ...]
-  references: tuple[Line, ...]
+    horizon: int
+    iterations: int
+    seeds: int
+    episodes: int
+    full_precision: str | None
+    lines: tuple[Line, ...]
+    references: tuple[Line, ...]
 
-  def with_verdict(self, verdict: Verdict) -> tuple[Line, ...]:
-    """The variants of one verdict, in the sweep's order."""
-    return tuple(line for line in self.lines if line.verdict == verdict)
+    def with_verdict(self, verdict: Verdict) -> tuple[Line, ...]:
+        """The variants of one verdict, in the sweep's order."""
+        return tuple(line for line in self.lines if line.verdict == verdict)
 
-  def line(self, name: str) -> Line:
-    """The line of that name."""
-    return next(line for line in self.lines + self.references if line.name == name)
+    def line(self, name: str) -> Line:
+        """The line of that name."""
+        return next(line for line in self.lines + self.references if line.name == name)
 
 
 def compare(results: Results, horizon: int) -> Comparison:
-  """Summarises the cells of one horizon.
+    """Summarises the cells of one horizon.
 
-  Args:
-    results: a results folder.
-    horizon: one of `results.horizons`.
+    Args:
+      results: a results folder.
+      horizon: one of `results.horizons`.
 
-  Returns:
-    The Comparison; variants without a cell yet have empty lines.
-  """
-  rows = [row for row in results.rows if row.horizon == horizon]
-  reference_rows = [row for row in results.references if row.horizon == horizon]
-  seeds = len({row.seed for row in rows})
-  base = results.full_precision
-  base_rows = [row for row in rows if base is not None and row.variant == base.name]
-  groups = {v.name: [row for row in rows if row.variant == v.name] for v in results.variants}
-  groups |= {name: [row for row in reference_rows if row.variant == name] for name in (TRUE_SIMULATOR, RANDOM_ACTIONS)}
-  compared = [_pairs(members, base_rows) for name, members in groups.items() if base is None or name != base.name]
-  clustering = _clustering(list(groups.values()), compared)
-  lines = [_line(v.name, v, groups[v.name], [] if v is base else base_rows, clustering) for v in results.variants]
-  references = [_line(name, None, groups[name], base_rows, clustering) for name in (TRUE_SIMULATOR, RANDOM_ACTIONS)]
-  return Comparison(
-    horizon=horizon,
-    iterations=max((len(row.success) for row in rows), default=0),
-    seeds=seeds,
-    episodes=len({row.episode for row in rows}),
-    full_precision=base.name if base is not None else None,
-    lines=_judged(lines, base),
-    references=tuple(line for line in references if line.cells),
-  )
+    Returns:
+      The Comparison; variants without a cell yet have empty lines.
+    """
+    rows = [row for row in results.rows if row.horizon == horizon]
+    reference_rows = [row for row in results.references if row.horizon == horizon]
+    seeds = len({row.seed for row in rows})
+    base = results.full_precision
+    base_rows = [row for row in rows if base is not None and row.variant == base.name]
+    groups = {v.name: [row for row in rows if row.variant == v.name] for v in results.variants}
+    groups |= {
+        name: [row for row in reference_rows if row.variant == name] for name in (TRUE_SIMULATOR, RANDOM_ACTIONS)
+    }
+    compared = [_pairs(members, base_rows) for name, members in groups.items() if base is None or name != base.name]
+    clustering = _clustering(list(groups.values()), compared)
+    lines = [_line(v.name, v, groups[v.name], [] if v is base else base_rows, clustering) for v in results.variants]
+    references = [_line(name, None, groups[name], base_rows, clustering) for name in (TRUE_SIMULATOR, RANDOM_ACTIONS)]
+    return Comparison(
+        horizon=horizon,
+        iterations=max((len(row.success) for row in rows), default=0),
+        seeds=seeds,
+        episodes=len({row.episode for row in rows}),
+        full_precision=base.name if base is not None else None,
+        lines=_judged(lines, base),
+        references=tuple(line for line in references if line.cells),
+    )
 
 
 def main_comparison(results: Results) -> Comparison | None:
-  """The comparison at the longest horizon, which the headline and the figures are about; None without any row."""
-  return compare(results, results.horizons[-1]) if results.rows else None
+    """The comparison at the longest horizon, which the headline and the figures are about; None without any row."""
+    return compare(results, results.horizons[-1]) if results.rows else None
 
 
 def headline(comparison: Comparison | None) -> str:
-  """Who survives, in a sentence or two; None stands for a sweep without any row."""
-  if comparison is None:
-    return 'No cell is finished yet.'
-  judged = [line for line in comparison.lines if line.difference is not None]
-  if not judged:
-    return 'There is no full-precision variant to compare with: success rates only.'
-  base = comparison.line(comparison.full_precision)
-  survivors = comparison.with_verdict('survives')
-  undecided, fallen = len(comparison.with_verdict('undecided')), len(comparison.with_verdict('falls'))
-  counts = [f'{"survives" if len(survivors) == 1 else "survive"}']
-  counts += [f'{undecided} {"is" if undecided == 1 else "are"} undecided'] * bool(undecided)
-  counts += [f'{fallen} {"falls" if fallen == 1 else "fall"}'] * bool(fallen)
-  text = f'{len(survivors) or "None"} of {len(judged)} quantized variants {", ".join(counts)}. '
-  text += f'Full precision reaches the goal in {base.success[-1].estimate:.0%} of {base.cells} cells'
-  if survivors:
-    smallest = min(survivors, key=lambda line: line.variant.size_bytes)
-    share = smallest.variant.size_bytes / base.variant.size_bytes
-    text += f'; {smallest.name}, the smallest survivor, in {smallest.success[-1].estimate:.0%} at {share:.0%} of the size'
-  return text + '.'
+    """Who survives, in a sentence or two; None stands for a sweep without any row."""
+    if comparison is None:
+        return "No cell is finished yet."
+    judged = [line for line in comparison.lines if line.difference is not None]
+    if not judged:
+        return "There is no full-precision variant to compare with: success rates only."
+    base = comparison.line(comparison.full_precision)
+    survivors = comparison.with_verdict("survives")
+    undecided, fallen = len(comparison.with_verdict("undecided")), len(comparison.with_verdict("falls"))
+    counts = [f"{'survives' if len(survivors) == 1 else 'survive'}"]
+    counts += [f"{undecided} {'is' if undecided == 1 else 'are'} undecided"] * bool(undecided)
+    counts += [f"{fallen} {'falls' if fallen == 1 else 'fall'}"] * bool(fallen)
+    text = f"{len(survivors) or 'None'} of {len(judged)} quantized variants {', '.join(counts)}. "
+    text += f"Full precision reaches the goal in {base.success[-1].estimate:.0%} of {base.cells} cells"
+    if survivors:
+        smallest = min(survivors, key=lambda line: line.variant.size_bytes)
+        share = smallest.variant.size_bytes / base.variant.size_bytes
+        text += f"; {smallest.name}, the smallest survivor, in {smallest.success[-1].estimate:.0%} at {share:.0%} of the size"
+    return text + "."
 
 
 def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
-  """A sentence for each verdict that occurs, naming its variants."""
-  margin = round(100 * SURVIVAL_MARGIN)
-  meaning: dict[Verdict, str] = {
-    'survives': f'a loss of {margin} points or more is excluded with 95% confidence',
-    'undecided': f'no loss is established, but one of {margin} points is not excluded; more episodes would tell',
-    'falls': f'worse than full precision, Holm-adjusted p < {LEVEL:g}',
-  }
-  separator = '; ' if any(',' in line.name for line in comparison.lines) else ', '
-  names = {verdict: separator.join(line.name for line in comparison.with_verdict(verdict)) for verdict in meaning}
-  return {verdict: f'{verdict.capitalize()}: {names[verdict]} ({meaning[verdict]}).' for verdict in meaning if names[verdict]}
+    """A sentence for each verdict that occurs, naming its variants."""
+    margin = round(100 * SURVIVAL_MARGIN)
+    meaning: dict[Verdict, str] = {
+        "survives": f"a loss of {margin} points or more is excluded with 95% confidence",
+        "undecided": f"no loss is established, but one of {margin} points is not excluded; more episodes would tell",
+        "falls": f"worse than full precision, Holm-adjusted p < {LEVEL:g}",
+    }
+    separator = "; " if any("," in line.name for line in comparison.lines) else ", "
+    names = {verdict: separator.join(line.name for line in comparison.with_verdict(verdict)) for verdict in meaning}
+    return {
+        verdict: f"{verdict.capitalize()}: {names[verdict]} ({meaning[verdict]})."
+        for verdict in meaning
+        if names[verdict]
+    }
 
 
 def baseline_caveat(comparison: Comparison) -> str | None:
-  """What to say where full precision is not clearly better than random actions: there is then nothing to survive."""
-  for line in comparison.references:
-    if line.name == RANDOM_ACTIONS and line.difference is not None and line.difference.high >= 0:
-      return 'Full precision is not clearly better than random actions here, so that surviving says nothing.'
-  return None
+    """What to say where full precision is not clearly better than random actions: there is then nothing to survive."""
+    for line in comparison.references:
+        if line.name == RANDOM_ACTIONS and line.difference is not None and line.difference.high >= 0:
+            return "Full precision is not clearly better than random actions here, so that surviving says nothing."
+    return None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Clustering:
-  """Correlation of an episode's cells across seeds: of success within 1..M iterations, and of differences to full precision."""
+    """Correlation of an episode's cells across seeds: of success within 1..M iterations, and of differences to full precision."""
 
-  success: tuple[float, ...]
-  difference: float
+    success: tuple[float, ...]
+    difference: float
 
 
 def _clustering(groups: Sequence[Sequence[Row]], compared: Sequence[Sequence[tuple[Row, Row]]]) -> _Clustering:
-  iterations = max((len(row.success) for rows in groups for row in rows), default=0)
-  return _Clustering(
-    success=tuple(
-      stats.intraclass_correlation([([row.success[k] for row in rows], [row.episode for row in rows]) for rows in groups])
-      for k in range(iterations)
-    ),
-    difference=stats.intraclass_correlation([(_gaps(pairs), [row.episode for row, _ in pairs]) for pairs in compared]),
-  )
+    iterations = max((len(row.success) for rows in groups for row in rows), default=0)
+    return _Clustering(
+        success=tuple(
+            stats.intraclass_correlation(
+                [([row.success[k] for row in rows], [row.episode for row in rows]) for rows in groups]
+            )
+            for k in range(iterations)
+        ),
+        difference=stats.intraclass_correlation(
+            [(_gaps(pairs), [row.episode for row, _ in pairs]) for pairs in compared]
+        ),
+    )
 
 
-def _line(name: str, variant: Variant | None, rows: Sequence[Row], base_rows: Sequence[Row], clustering: _Clustering) -> Line:
-  began = [row.nonfinite_iteration for row in rows if row.nonfinite_iteration is not None]
-  return Line(
-    name=name,
-    variant=variant,
-    cells=len(rows),
-    success=tuple(_rate(rows, k, clustering.success[k]) for k in range(len(rows[0].success))) if rows else (),
-    difference=_difference(_pairs(rows, base_rows), clustering.difference),
-    verdict=None,
-    nonfinite_cells=len(began),
-    nonfinite_from=min(began, default=None),
-  )
+def _line(
+    name: str, variant: Variant | None, rows: Sequence[Row], base_rows: Sequence[Row], clustering: _Clustering
+) -> Line:
+    began = [row.nonfinite_iteration for row in rows if row.nonfinite_iteration is not None]
+    return Line(
+        name=name,
+        variant=variant,
+        cells=len(rows),
+        success=tuple(_rate(rows, k, clustering.success[k]) for k in range(len(rows[0].success))) if rows else (),
+        difference=_difference(_pairs(rows, base_rows), clustering.difference),
+        verdict=None,
+        nonfinite_cells=len(began),
+        nonfinite_from=min(began, default=None),
+    )
 
 
 def _rate(rows: Sequence[Row], k: int, correlation: float) -> Rate:
-  solved = sum(row.success[k] for row in rows)
-  effective = 1 / stats.design_effect([row.episode for row in rows], correlation)
-  low, high = stats.wilson_interval(solved * effective, len(rows) * effective)
-  return Rate(solved / len(rows), low, high)
+    solved = sum(row.success[k] for row in rows)
+    effective = 1 / stats.design_effect([row.episode for row in rows], correlation)
+    low, high = stats.wilson_interval(solved * effective, len(rows) * effective)
+    return Rate(solved / len(rows), low, high)
 
 
 def _pairs(rows: Sequence[Row], base_rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-  """The cells that both have computed."""
-  base = {row.cell: row for row in base_rows}
-  return [(row, base[row.cell]) for row in rows if row.cell in base]
+    """The cells that both have computed."""
+    base = {row.cell: row for row in base_rows}
+    return [(row, base[row.cell]) for row in rows if row.cell in base]
 
 
 def _gaps(pairs: Sequence[tuple[Row, Row]]) -> list[int]:
-  """1 where only the variant succeeded, -1 where only full precision did, else 0."""
-  return [int(row.success[-1]) - int(other.success[-1]) for row, other in pairs]
+    """1 where only the variant succeeded, -1 where only full precision did, else 0."""
+    return [int(row.success[-1]) - int(other.success[-1]) for row, other in pairs]
 
 
 def _difference(pairs: Sequence[tuple[Row, Row]], correlation: float) -> Difference | None:
-  """The paired comparison with full precision; None without any pair."""
-  if not pairs:
-    return None
-  outcomes = [(row.success[-1], other.success[-1]) for row, other in pairs]
-  table = stats.PairedTable(
-    *(outcomes.count(outcome) for outcome in ((True, True), (True, False), (False, True), (False, False)))
-  )
-  gaps, episodes = _gaps(pairs), [row.episode for row, _ in pairs]
-  low, high = stats.newcombe_paired_interval(table.scaled(1 / stats.design_effect(episodes, correlation)))
-  return Difference(
-    estimate=sum(gaps) / len(gaps),
-    low=low,
-    high=high,
-    pairs=len(pairs),
-    gained=table.first_only,
-    lost=table.second_only,
-    p_value=_p_value(table, gaps, episodes),
-    p_adjusted=None,
-  )
+    """The paired comparison with full precision; None without any pair."""
+    if not pairs:
+        return None
+    outcomes = [(row.success[-1], other.success[-1]) for row, other in pairs]
+    table = stats.PairedTable(
+        *(outcomes.count(outcome) for outcome in ((True, True), (True, False), (False, True), (False, False)))
+    )
+    gaps, episodes = _gaps(pairs), [row.episode for row, _ in pairs]
+    low, high = stats.newcombe_paired_interval(table.scaled(1 / stats.design_effect(episodes, correlation)))
+    return Difference(
+        estimate=sum(gaps) / len(gaps),
+        low=low,
+        high=high,
+        pairs=len(pairs),
+        gained=table.first_only,
+        lost=table.second_only,
+        p_value=_p_value(table, gaps, episodes),
+        p_adjusted=None,
+    )
 
 
 def _p_value(table: stats.PairedTable, gaps: Sequence[int], episodes: Sequence[int]) -> float:
-  """Exact McNemar; with several seeds an episode's cells are flipped together, since they are not independent."""
-  if len(set(episodes)) == len(episodes):
-    return stats.mcnemar_exact(table.first_only, table.second_only)
-  sums = dict.fromkeys(episodes, 0)
-  for gap, episode in zip(gaps, episodes):
-    sums[episode] += gap
-  return stats.sign_flip_test(list(sums.values()))
+    """Exact McNemar; with several seeds an episode's cells are flipped together, since they are not independent."""
+    if len(set(episodes)) == len(episodes):
+        return stats.mcnemar_exact(table.first_only, table.second_only)
+    sums = dict.fromkeys(episodes, 0)
+    for gap, episode in zip(gaps, episodes):
+        sums[episode] += gap
+    return stats.sign_flip_test(list(sums.values()))
 
 
 def _judged(lines: Sequence[Line], base: Variant | None) -> tuple[Line, ...]:
-  """Lines with Holm's adjustment over all compared variants, and with verdicts."""
-  compared = [line for line in lines if line.difference is not None]
-  adjusted = dict(zip((line.name for line in compared), stats.holm([line.difference.p_value for line in compared])))
-  judged = []
-  for line in lines:
-    if line.variant is base:
-      line = dataclasses.replace(line, verdict='baseline')
-    elif line.name in adjusted:
-      difference = dataclasses.replace(line.difference, p_adjusted=adjusted[line.name])
-      line = dataclasses.replace(line, difference=difference, verdict=_verdict(difference))
-    judged.append(line)
-  return tuple(judged)
+    """Lines with Holm's adjustment over all compared variants, and with verdicts."""
+    compared = [line for line in lines if line.difference is not None]
+    adjusted = dict(zip((line.name for line in compared), stats.holm([line.difference.p_value for line in compared])))
+    judged = []
+    for line in lines:
+        if line.variant is base:
+            line = dataclasses.replace(line, verdict="baseline")
+        elif line.name in adjusted:
+            difference = dataclasses.replace(line.difference, p_adjusted=adjusted[line.name])
+            line = dataclasses.replace(line, difference=difference, verdict=_verdict(difference))
+        judged.append(line)
+    return tuple(judged)
 
 
 def _verdict(difference: Difference) -> Verdict:
-  if difference.low > -SURVIVAL_MARGIN:
-    return 'survives'
-  if difference.estimate < 0 and difference.p_adjusted < LEVEL:
-    return 'falls'
-  return 'undecided'
+    if difference.low > -SURVIVAL_MARGIN:
+        return "survives"
+    if difference.estimate < 0 and difference.p_adjusted < LEVEL:
+        return "falls"
+    return "undecided"

@@ -1,227 +1,234 @@
 """The table of a sweep: for a terminal (plain ASCII, about 120 columns), as Markdown, and as CSV."""
 
-from collections.abc import Callable, Iterator, Sequence
 import csv
 import dataclasses
 import io
 import textwrap
+from collections.abc import Callable, Iterator, Sequence
 
 from wmq_jax.analysis.results import ModulePrecision, Results, Variant
 from wmq_jax.analysis.summary import Comparison, Difference, Line, Rate, baseline_caveat, compare, verdict_sentences
 
 WIDTH = 120
 _SHOWN_ITERATIONS = (1, 2, 3, 5)
-_MARKS = {'baseline': ' ', 'survives': '+', 'undecided': '?', 'falls': 'x', None: ' '}
-_NONE = '-'
+_MARKS = {"baseline": " ", "survives": "+", "undecided": "?", "falls": "x", None: " "}
+_NONE = "-"
 
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-  """One column: two header lines, the text of a line's cell, and whether the text is aligned left."""
+    """One column: two header lines, the text of a line's cell, and whether the text is aligned left."""
 
-  group: str
-  title: str
-  text: Callable[[Line], str]
-  left: bool = False
+    group: str
+    title: str
+    text: Callable[[Line], str]
+    left: bool = False
 
 
 def format_table(results: Results) -> str:
-  """The terminal table of a results folder, one block a horizon, with its footer."""
-  blocks = [terminal_table(compare(results, horizon)) for horizon in results.horizons]
-  if not blocks:
-    return 'No cell is finished yet.'
-  if not results.finished:
-    blocks.append('The sweep is not finished: this is the state so far.')
-  return '\n\n'.join(blocks)
+    """The terminal table of a results folder, one block a horizon, with its footer."""
+    blocks = [terminal_table(compare(results, horizon)) for horizon in results.horizons]
+    if not blocks:
+        return "No cell is finished yet."
+    if not results.finished:
+        blocks.append("The sweep is not finished: this is the state so far.")
+    return "\n\n".join(blocks)
 
 
 def columns(comparison: Comparison) -> tuple[Column, ...]:
-  """The table's columns, as text."""
-  success = tuple(
-    Column('success %', f'{k} it', lambda line, k=k: rate_text(line.success[k - 1]) if line.success else _NONE)
-    for k in shown_iterations(comparison.iterations)
-  )
-  return (
-    Column('', 'variant', lambda line: line.name, left=True),
-    Column('enc', 'W/A', lambda line: _of(line, lambda v: _bits(v.encoder))),
-    Column('pred', 'W/A', lambda line: _of(line, lambda v: _bits(v.predictor))),
-    Column('weight', 'scale', lambda line: _of(line, lambda v: _merged(v, _weight_granularity)), left=True),
-    Column('act', 'scale', lambda line: _of(line, lambda v: _merged(v, lambda m: m.act_granularity)), left=True),
-    Column('size', 'MB', lambda line: _of(line, lambda v: f'{v.size_bytes / 1e6:.2f}')),
-    *success,
-    Column('points', 'vs FP', lambda line: difference_text(line.difference)),
-    Column('Holm', 'p', lambda line: p_text(line.difference)),
-  )
+    """The table's columns, as text."""
+    success = tuple(
+        Column("success %", f"{k} it", lambda line, k=k: rate_text(line.success[k - 1]) if line.success else _NONE)
+        for k in shown_iterations(comparison.iterations)
+    )
+    return (
+        Column("", "variant", lambda line: line.name, left=True),
+        Column("enc", "W/A", lambda line: _of(line, lambda v: _bits(v.encoder))),
+        Column("pred", "W/A", lambda line: _of(line, lambda v: _bits(v.predictor))),
+        Column("weight", "scale", lambda line: _of(line, lambda v: _merged(v, _weight_granularity)), left=True),
+        Column("act", "scale", lambda line: _of(line, lambda v: _merged(v, lambda m: m.act_granularity)), left=True),
+        Column("size", "MB", lambda line: _of(line, lambda v: f"{v.size_bytes / 1e6:.2f}")),
+        *success,
+        Column("points", "vs FP", lambda line: difference_text(line.difference)),
+        Column("Holm", "p", lambda line: p_text(line.difference)),
+    )
 
 
 def shown_iterations(iterations: int) -> tuple[int, ...]:
-  """The MPC iterations that have a column: 1, 2, 3, 5 as far as they exist, and always the last."""
-  return tuple(sorted({k for k in (*_SHOWN_ITERATIONS, iterations) if 0 < k <= iterations}))
+    """The MPC iterations that have a column: 1, 2, 3, 5 as far as they exist, and always the last."""
+    return tuple(sorted({k for k in (*_SHOWN_ITERATIONS, iterations) if 0 < k <= iterations}))
 
 
 def terminal_table(comparison: Comparison) -> str:
-  """Aligned ASCII text of one horizon: header, variants, references, footer."""
-  table = columns(comparison)
-  head = [[column.group for column in table], [column.title for column in table]]
-  body = [[column.text(line) for column in table] for line in comparison.lines]
-  reference = [[column.text(line) for column in table] for line in comparison.references]
-  widths = [max(map(len, cells)) for cells in zip(*head, *body, *reference)]
-  gap = '  ' if sum(widths) + 2 * len(widths) + 2 <= WIDTH else ' '
+    """Aligned ASCII text of one horizon: header, variants, references, footer."""
+    table = columns(comparison)
+    head = [[column.group for column in table], [column.title for column in table]]
+    body = [[column.text(line) for column in table] for line in comparison.lines]
+    reference = [[column.text(line) for column in table] for line in comparison.references]
+    widths = [max(map(len, cells)) for cells in zip(*head, *body, *reference)]
+    gap = "  " if sum(widths) + 2 * len(widths) + 2 <= WIDTH else " "
 
-  def render(cells: Sequence[str], mark: str = ' ', flag: str = '') -> str:
-    texts = [cell.ljust(width) if column.left else cell.rjust(width) for cell, width, column in zip(cells, widths, table)]
-    return f'{mark} {gap.join(texts)}{flag}'.rstrip()
+    def render(cells: Sequence[str], mark: str = " ", flag: str = "") -> str:
+        texts = [
+            cell.ljust(width) if column.left else cell.rjust(width) for cell, width, column in zip(cells, widths, table)
+        ]
+        return f"{mark} {gap.join(texts)}{flag}".rstrip()
 
-  rule = '-' * (sum(widths) + len(gap) * (len(widths) - 1) + 2)
-  lines = [render(cells) for cells in head] + [rule]
-  lines += [
-    render(cells, _MARKS[line.verdict], '!' * bool(line.nonfinite_cells)) for cells, line in zip(body, comparison.lines)
-  ]
-  if reference:
-    lines += [rule] + [render(cells) for cells in reference]
-  footer = [textwrap.fill(text, WIDTH, subsequent_indent='  ') for text in _footer(comparison)]
-  return '\n'.join(lines + [rule] + footer)
+    rule = "-" * (sum(widths) + len(gap) * (len(widths) - 1) + 2)
+    lines = [render(cells) for cells in head] + [rule]
+    lines += [
+        render(cells, _MARKS[line.verdict], "!" * bool(line.nonfinite_cells))
+        for cells, line in zip(body, comparison.lines)
+    ]
+    if reference:
+        lines += [rule] + [render(cells) for cells in reference]
+    footer = [textwrap.fill(text, WIDTH, subsequent_indent="  ") for text in _footer(comparison)]
+    return "\n".join(lines + [rule] + footer)
 
 
 def markdown_table(comparison: Comparison) -> str:
-  """A GitHub-flavoured Markdown table of one horizon with its footer."""
-  table = columns(comparison)
-  titles = [f'{column.group} {column.title}'.strip() for column in table] + ['verdict']
-  rules = [':--' if column.left else '--:' for column in table] + [':--']
-  lines = [titles, rules]
-  for line in comparison.lines + comparison.references:
-    lines.append([column.text(line).replace('|', '\\|') for column in table] + [line.verdict or _NONE])
-  body = '\n'.join('| ' + ' | '.join(cells) + ' |' for cells in lines)
-  return body + '\n\n' + '\n'.join(f'* {text}' for text in footnotes(comparison)) + '\n'
+    """A GitHub-flavoured Markdown table of one horizon with its footer."""
+    table = columns(comparison)
+    titles = [f"{column.group} {column.title}".strip() for column in table] + ["verdict"]
+    rules = [":--" if column.left else "--:" for column in table] + [":--"]
+    lines = [titles, rules]
+    for line in comparison.lines + comparison.references:
+        lines.append([column.text(line).replace("|", "\\|") for column in table] + [line.verdict or _NONE])
+    body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    return body + "\n\n" + "\n".join(f"* {text}" for text in footnotes(comparison)) + "\n"
 
 
 def csv_table(comparisons: Sequence[Comparison]) -> str:
-  """Every number of the comparisons as CSV: a line a variant and horizon; empty fields where there is no value."""
-  out = io.StringIO()
-  records = [record for comparison in comparisons for record in _records(comparison)]
-  names = list(dict.fromkeys(name for record in records for name in record))
-  writer = csv.DictWriter(out, names, lineterminator='\n', restval='')
-  writer.writeheader()
-  writer.writerows(records)
-  return out.getvalue()
+    """Every number of the comparisons as CSV: a line a variant and horizon; empty fields where there is no value."""
+    out = io.StringIO()
+    records = [record for comparison in comparisons for record in _records(comparison)]
+    names = list(dict.fromkeys(name for record in records for name in record))
+    writer = csv.DictWriter(out, names, lineterminator="\n", restval="")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
 
 
 def footnotes(comparison: Comparison) -> tuple[str, ...]:
-  """What the table rests on: non-finite variants, sample, intervals and tests."""
-  return _warnings(comparison) + _sample_notes(comparison)
+    """What the table rests on: non-finite variants, sample, intervals and tests."""
+    return _warnings(comparison) + _sample_notes(comparison)
 
 
 def rate_text(rate: Rate) -> str:
-  """Such as '92 (84-97)', in percent."""
-  return f'{100 * rate.estimate:.0f} ({100 * rate.low:.0f}-{100 * rate.high:.0f})'
+    """Such as '92 (84-97)', in percent."""
+    return f"{100 * rate.estimate:.0f} ({100 * rate.low:.0f}-{100 * rate.high:.0f})"
 
 
 def difference_text(difference: Difference | None) -> str:
-  """Such as '-12 (-24..+1)', in percentage points."""
-  if difference is None:
-    return _NONE
-  return f'{_signed(difference.estimate)} ({_signed(difference.low)}..{_signed(difference.high)})'
+    """Such as '-12 (-24..+1)', in percentage points."""
+    if difference is None:
+        return _NONE
+    return f"{_signed(difference.estimate)} ({_signed(difference.low)}..{_signed(difference.high)})"
 
 
 def p_text(difference: Difference | None) -> str:
-  """The Holm-adjusted p-value, such as '.034'."""
-  if difference is None or difference.p_adjusted is None:
-    return _NONE
-  p = difference.p_adjusted
-  if p < 0.001:
-    return '<.001'
-  return f'{p:.3f}'.lstrip('0') if p < 0.9995 else '1'
+    """The Holm-adjusted p-value, such as '.034'."""
+    if difference is None or difference.p_adjusted is None:
+        return _NONE
+    p = difference.p_adjusted
+    if p < 0.001:
+        return "<.001"
+    return f"{p:.3f}".lstrip("0") if p < 0.9995 else "1"
 
 
 def _footer(comparison: Comparison) -> Iterator[str]:
-  for verdict, sentence in verdict_sentences(comparison).items():
-    yield f'{_MARKS[verdict]} {sentence}'
-  for note in _warnings(comparison):
-    yield f'! {note}'
-  for note in _sample_notes(comparison):
-    yield f'  {note}'
+    for verdict, sentence in verdict_sentences(comparison).items():
+        yield f"{_MARKS[verdict]} {sentence}"
+    for note in _warnings(comparison):
+        yield f"! {note}"
+    for note in _sample_notes(comparison):
+        yield f"  {note}"
 
 
 def _warnings(comparison: Comparison) -> tuple[str, ...]:
-  caveat = baseline_caveat(comparison)
-  return ((caveat,) if caveat else ()) + tuple(
-    f'{line.name}: plans became non-finite in {line.nonfinite_cells} of {line.cells} cells, '
-    f'first in MPC iteration {line.nonfinite_from}.'
-    for line in comparison.lines
-    if line.nonfinite_cells
-  )
+    caveat = baseline_caveat(comparison)
+    return ((caveat,) if caveat else ()) + tuple(
+        f"{line.name}: plans became non-finite in {line.nonfinite_cells} of {line.cells} cells, "
+        f"first in MPC iteration {line.nonfinite_from}."
+        for line in comparison.lines
+        if line.nonfinite_cells
+    )
 
 
 def _sample_notes(comparison: Comparison) -> tuple[str, ...]:
-  one_seed = comparison.seeds == 1
-  seeds = 'one CEM seed' if one_seed else f'{comparison.seeds} CEM seeds'
-  test = 'exact McNemar test' if one_seed else 'exact sign-flip test over episodes'
-  notes = [
-    f'{comparison.episodes} episodes, horizon {comparison.horizon}, one checkpoint, {seeds}.',
-    f'Success in % of cells with its 95% Wilson interval; vs FP: paired difference in points after {comparison.iterations} '
-    f'MPC iterations with its 95% Newcombe interval; p: {test}, Holm-adjusted over the variants.',
-  ]
-  counts = [line.cells for line in comparison.lines]
-  if len(set(counts)) > 1:
-    notes.append(f'Variants have {min(counts)} to {max(counts)} finished cells; differences use the cells that both have.')
-  if not one_seed:
-    notes.append('Seeds of one episode are not independent: counts are divided by their design effect (Rao and Scott).')
-  return tuple(notes)
+    one_seed = comparison.seeds == 1
+    seeds = "one CEM seed" if one_seed else f"{comparison.seeds} CEM seeds"
+    test = "exact McNemar test" if one_seed else "exact sign-flip test over episodes"
+    notes = [
+        f"{comparison.episodes} episodes, horizon {comparison.horizon}, one checkpoint, {seeds}.",
+        f"Success in % of cells with its 95% Wilson interval; vs FP: paired difference in points after {comparison.iterations} "
+        f"MPC iterations with its 95% Newcombe interval; p: {test}, Holm-adjusted over the variants.",
+    ]
+    counts = [line.cells for line in comparison.lines]
+    if len(set(counts)) > 1:
+        notes.append(
+            f"Variants have {min(counts)} to {max(counts)} finished cells; differences use the cells that both have."
+        )
+    if not one_seed:
+        notes.append(
+            "Seeds of one episode are not independent: counts are divided by their design effect (Rao and Scott)."
+        )
+    return tuple(notes)
 
 
 def _records(comparison: Comparison) -> Iterator[dict[str, object]]:
-  for line in comparison.lines + comparison.references:
-    record: dict[str, object] = {'horizon': comparison.horizon, 'variant': line.name}
-    if line.variant is not None:
-      record |= {'spec': line.variant.spec, 'size_bytes': line.variant.size_bytes}
-      for module in ('encoder', 'predictor'):
-        fields = dataclasses.asdict(getattr(line.variant, module))
-        record |= {f'{module}_{name}': '' if value is None else value for name, value in fields.items()}
-    record |= {'cells': line.cells, 'episodes': comparison.episodes, 'seeds': comparison.seeds}
-    for k, rate in enumerate(line.success, start=1):
-      record |= {
-        f'success_{k}': _exact(rate.estimate),
-        f'success_{k}_low': _exact(rate.low),
-        f'success_{k}_high': _exact(rate.high),
-      }
-    if line.difference is not None:
-      values = dataclasses.asdict(line.difference)
-      record |= {f'difference_{name}': _exact(value) for name, value in values.items() if value is not None}
-    record |= {
-      'verdict': line.verdict or '',
-      'nonfinite_cells': line.nonfinite_cells,
-      'nonfinite_from': line.nonfinite_from or '',
-    }
-    yield record
+    for line in comparison.lines + comparison.references:
+        record: dict[str, object] = {"horizon": comparison.horizon, "variant": line.name}
+        if line.variant is not None:
+            record |= {"spec": line.variant.spec, "size_bytes": line.variant.size_bytes}
+            for module in ("encoder", "predictor"):
+                fields = dataclasses.asdict(getattr(line.variant, module))
+                record |= {f"{module}_{name}": "" if value is None else value for name, value in fields.items()}
+        record |= {"cells": line.cells, "episodes": comparison.episodes, "seeds": comparison.seeds}
+        for k, rate in enumerate(line.success, start=1):
+            record |= {
+                f"success_{k}": _exact(rate.estimate),
+                f"success_{k}_low": _exact(rate.low),
+                f"success_{k}_high": _exact(rate.high),
+            }
+        if line.difference is not None:
+            values = dataclasses.asdict(line.difference)
+            record |= {f"difference_{name}": _exact(value) for name, value in values.items() if value is not None}
+        record |= {
+            "verdict": line.verdict or "",
+            "nonfinite_cells": line.nonfinite_cells,
+            "nonfinite_from": line.nonfinite_from or "",
+        }
+        yield record
 
 
 def _exact(value: float | int) -> str:
-  return f'{value:.6g}'
+    return f"{value:.6g}"
 
 
 def _signed(fraction: float) -> str:
-  points = round(100 * fraction)
-  return f'{points:+d}' if points else '0'
+    points = round(100 * fraction)
+    return f"{points:+d}" if points else "0"
 
 
 def _of(line: Line, text: Callable[[Variant], str]) -> str:
-  return text(line.variant) if line.variant is not None else _NONE
+    return text(line.variant) if line.variant is not None else _NONE
 
 
 def _bits(module: ModulePrecision) -> str:
-  """Weight and activation bits; 32 is what an unquantized module computes in."""
-  return f'{module.weight_bits or 32}/{module.act_bits or 32}'
+    """Weight and activation bits; 32 is what an unquantized module computes in."""
+    return f"{module.weight_bits or 32}/{module.act_bits or 32}"
 
 
 def _weight_granularity(module: ModulePrecision) -> str | None:
-  if module.weight_bits is None:
-    return None
-  return f'g{module.group_size}' if module.group_size else 'channel'
+    if module.weight_bits is None:
+        return None
+    return f"g{module.group_size}" if module.group_size else "channel"
 
 
 def _merged(variant: Variant, text: Callable[[ModulePrecision], str | None]) -> str:
-  """One word where the quantized modules agree, else both, the encoder's first."""
-  encoder, predictor = text(variant.encoder), text(variant.predictor)
-  if encoder is None or predictor is None or encoder == predictor:
-    return encoder or predictor or _NONE
-  return f'{encoder}/{predictor}'
+    """One word where the quantized modules agree, else both, the encoder's first."""
+    encoder, predictor = text(variant.encoder), text(variant.predictor)
+    if encoder is None or predictor is None or encoder == predictor:
+        return encoder or predictor or _NONE
+    return f"{encoder}/{predictor}"

@@ -5,4 +5,4 @@
 
 from wmq_jax.io.atomic import append_line, write_bytes, write_json, write_text
 
-__all__ = ['append_line', 'write_bytes', 'write_json', 'write_text']
+__all__ = ["append_line", "write_bytes", "write_json", "write_text"]

@@ -10,34 +10,34 @@ import orbax.checkpoint as ocp
 
 
 def save_tree(path: str | os.PathLike, tree: Any) -> None:
-  """Writes a pytree of arrays to the new folder `path`; the folder appears whole or not at all.
+    """Writes a pytree of arrays to the new folder `path`; the folder appears whole or not at all.
 
-  Orbax has no form for arrays without elements.
+    Orbax has no form for arrays without elements.
 
-  Raises:
-    ValueError: `path` exists already.
-  """
-  path = Path(path).absolute()
-  if path.exists():
-    raise ValueError(f'cannot save to {path}: it exists already')
-  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-    checkpointer.save(path, args=ocp.args.StandardSave(jax.tree.map(np.asarray, tree)))
+    Raises:
+      ValueError: `path` exists already.
+    """
+    path = Path(path).absolute()
+    if path.exists():
+        raise ValueError(f"cannot save to {path}: it exists already")
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        checkpointer.save(path, args=ocp.args.StandardSave(jax.tree.map(np.asarray, tree)))
 
 
 def restore_tree(path: str | os.PathLike, like: Any) -> Any:
-  """Reads a pytree of numpy arrays from the folder `path`.
+    """Reads a pytree of numpy arrays from the folder `path`.
 
-  Args:
-    path: a folder written by `save_tree`.
-    like: a pytree of the saved structure whose leaves have the saved shapes and dtypes (arrays or `jax.ShapeDtypeStruct`).
+    Args:
+      path: a folder written by `save_tree`.
+      like: a pytree of the saved structure whose leaves have the saved shapes and dtypes (arrays or `jax.ShapeDtypeStruct`).
 
-  Raises:
-    FileNotFoundError: there is no such folder.
-    ValueError: the saved tree has another structure or other shapes.
-  """
-  path = Path(path).absolute()
-  if not path.is_dir():
-    raise FileNotFoundError(f'no saved tree at {path}')
-  target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
-  with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
-    return checkpointer.restore(path, args=ocp.args.StandardRestore(target))
+    Raises:
+      FileNotFoundError: there is no such folder.
+      ValueError: the saved tree has another structure or other shapes.
+    """
+    path = Path(path).absolute()
+    if not path.is_dir():
+        raise FileNotFoundError(f"no saved tree at {path}")
+    target = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), like)
+    with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        return checkpointer.restore(path, args=ocp.args.StandardRestore(target))

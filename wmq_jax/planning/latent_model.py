@@ -31,9 +31,7 @@ class LatentModel(NamedTuple):
     rollout: Callable[[Variables, Start, chex.Array, chex.Numeric | None, Literal["last", "all"]], Latent]
 
 
-def world_model(
-    config: WorldModelConfig, apply: Callable[..., Any], normalizer: Normalizer
-) -> LatentModel:
+def world_model(config: WorldModelConfig, apply: Callable[..., Any], normalizer: Normalizer) -> LatentModel:
     """A learned world model, plain or quantized.
 
     Args:

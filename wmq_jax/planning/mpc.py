@@ -190,9 +190,7 @@ def _optimise(problem, rollout, goal, warm, warm_length, noise, horizon, stop):
         cost = _static_frame_cost(problem, rollout, goal, horizon)
         plans, finite, trace = gd(cost, noise, initial[None], settings)
         return plans[0], finite[0], Proposals(trace[:, 0], jnp.zeros_like(trace[:, 0]))
-    cost = lambda plans: problem.objective.cost(
-        rollout(plans, horizon, problem.objective.keep), goal, horizon
-    )
+    cost = lambda plans: problem.objective.cost(rollout(plans, horizon, problem.objective.keep), goal, horizon)
     state, proposals = cem(cost, noise, jnp.where(started, warm, 0.0), settings, stop)
     return state.mean, state.finite, proposals
 
@@ -230,9 +228,7 @@ def plan(
     planned = jnp.arange(mean.shape[0])[:, None] < horizon
     finite &= jnp.all(jnp.isfinite(mean) | ~planned)
     actions = jnp.where(planned & jnp.isfinite(mean), mean, 0.0)
-    predicted = problem.objective.cost(
-        rollout(actions[None], horizon, problem.objective.keep), goal_latent, horizon
-    )[0]
+    predicted = problem.objective.cost(rollout(actions[None], horizon, problem.objective.keep), goal_latent, horizon)[0]
     return Plan(
         actions=actions,
         predicted_cost=predicted,
@@ -248,9 +244,7 @@ def frame_cost(problem: Problem, latent: Latent, goal: Latent) -> chex.Array:
     return problem.objective.frame_cost(jax.tree.map(lambda x: x[None], latent), goal)[0]
 
 
-def execute(
-    problem: Problem, env_state: Any, actions: chex.Array, count: chex.Numeric
-) -> tuple[Any, chex.Array]:
+def execute(problem: Problem, env_state: Any, actions: chex.Array, count: chex.Numeric) -> tuple[Any, chex.Array]:
     """Executes the first ``count`` of the model actions (H, A), normalised.
 
     Returns:
@@ -325,9 +319,7 @@ def mpc_iteration(
     observation = problem.env.observe(state.env_state)
     stop = _simulator_check(problem, state, goal_state, horizon)
     chosen = plan(problem, variables, observation, goal, state, noise, horizon, stop)
-    env_state, path = execute(
-        problem, state.env_state, chosen.actions, num_executed(problem.config, horizon)
-    )
+    env_state, path = execute(problem, state.env_state, chosen.actions, num_executed(problem.config, horizon))
     success, distance = problem.env.evaluate(env_state, goal_state)
     outcome = problem.model.encode(variables, problem.env.observe(env_state))
     record = IterationRecord(

@@ -20,9 +20,7 @@ def iteration_key(key: chex.PRNGKey, iteration: chex.Numeric) -> chex.PRNGKey:
     return jax.random.fold_in(key, iteration)
 
 
-def plan_noise(
-    key: chex.PRNGKey, step: chex.Numeric, samples: int, horizon: int, action_dim: int
-) -> chex.Array:
+def plan_noise(key: chex.PRNGKey, step: chex.Numeric, samples: int, horizon: int, action_dim: int) -> chex.Array:
     """Standard normal noise of optimisation step ``step``.
 
     Args:

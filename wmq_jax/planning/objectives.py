@@ -50,9 +50,7 @@ def _all(alpha: float, base: float):
     def cost(predicted: Latent, goal: Latent, horizon: chex.Numeric) -> chex.Array:
         frames = jnp.arange(predicted.visual.shape[1])
         # Normalised by the last weight so that long horizons do not overflow; the ratio is what counts.
-        weights = jnp.where(
-            frames <= horizon, jnp.float32(base) ** (frames - horizon).astype(jnp.float32), 0.0
-        )
+        weights = jnp.where(frames <= horizon, jnp.float32(base) ** (frames - horizon).astype(jnp.float32), 0.0)
         weights = weights / (jnp.sum(weights) * (horizon + 1))
         visual = _mean_square(predicted.visual, goal.visual, 2) @ weights
         return visual + alpha * (_mean_square(predicted.proprio, goal.proprio, 2) @ weights)
@@ -81,6 +79,4 @@ def make_objective(mode: Mode = "last", alpha: float = 1.0, base: float = 2.0) -
         raise ValueError(f"objective base must be positive, not {base}")
     frame_cost = _frame(alpha)
     last = lambda predicted, goal, horizon: frame_cost(predicted, goal)
-    return Objective(
-        cost=last if mode == "last" else _all(alpha, base), frame_cost=frame_cost, keep=mode, alpha=alpha
-    )
+    return Objective(cost=last if mode == "last" else _all(alpha, base), frame_cost=frame_cost, keep=mode, alpha=alpha)

@@ -7,7 +7,8 @@ and hosts, and mirror the tree of quantizers that is made from them.
 from __future__ import annotations
 
 import functools
-from typing import Any, Callable, Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import jax
 import jax.numpy as jnp

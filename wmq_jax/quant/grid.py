@@ -7,7 +7,8 @@ A bit-width is data. ``bits`` is a Python integer or an int32 array (traced unde
 
 from __future__ import annotations
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp

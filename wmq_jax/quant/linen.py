@@ -12,7 +12,8 @@ ignores it, and one compiled within it keeps it.
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Callable, Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn

@@ -50,9 +50,7 @@ class Quantizer(NamedTuple):
     include_zero: jax.Array
 
 
-def static_quantizer(
-    minimum, maximum, bits, *, include_zero: bool = True, zero_point_first: bool = True
-) -> Quantizer:
+def static_quantizer(minimum, maximum, bits, *, include_zero: bool = True, zero_point_first: bool = True) -> Quantizer:
     """A per-tensor quantizer for values seen between ``minimum`` and ``maximum``.
 
     ``s = max((max - min) / Q, eps)``, ``z = clip(round(-min / s), 0, Q)``, ``Q = 2**bits - 1``.

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import re
-from typing import Any, Iterable, Mapping, Sequence, TypeVar
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
 
 Rule = str | tuple[str, Mapping[str, Any] | None]
 Spec = TypeVar("Spec")

@@ -10,7 +10,8 @@ for example).
 
 from __future__ import annotations
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 PyTree = Any
 

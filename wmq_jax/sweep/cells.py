@@ -21,9 +21,7 @@ class Cell:
     episode: int
 
 
-def all_cells(
-    variants: int, seeds: Sequence[int], horizons: Sequence[int], episodes: int
-) -> Iterator[Cell]:
+def all_cells(variants: int, seeds: Sequence[int], horizons: Sequence[int], episodes: int) -> Iterator[Cell]:
     """Every combination, in the canonical order of the results: variant, seed, horizon, episode."""
     for variant in range(variants):
         for seed in seeds:

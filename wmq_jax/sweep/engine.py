@@ -65,9 +65,7 @@ def device_episodes(manifest: Manifest, size: int) -> Episodes:
     return Episodes(*(np.concatenate([x, np.repeat(x[-1:], padding, axis=0)]) for x in fields))
 
 
-def advance(
-    problem: Problem, table: Any, episodes: Episodes, work: Work
-) -> tuple[MPCState, IterationRecord]:
+def advance(problem: Problem, table: Any, episodes: Episodes, work: Work) -> tuple[MPCState, IterationRecord]:
     """One MPC iteration of the tiles of one device; results have the leading axes (X, T), zeros for idle tiles."""
 
     def cell(variables, horizon, episode, seed, state):
@@ -78,9 +76,7 @@ def advance(
         return mpc_iteration(problem, variables, state, goal, noise, horizon)
 
     def plan_tile(tile: Work):
-        variables = jax.tree.map(
-            lambda x: jax.lax.dynamic_index_in_dim(x, tile.variant, keepdims=False), table
-        )
+        variables = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, tile.variant, keepdims=False), table)
         run = functools.partial(cell, variables, tile.horizon)
         return jax.vmap(run)(tile.episode, tile.seed, tile.state)
 
@@ -93,9 +89,7 @@ def advance(
 
 def empty_work(problem: Problem, tiles: int, tile: int) -> Work:
     """Idle work of the given size, as numpy arrays that a scheduler fills in."""
-    state = jax.eval_shape(
-        lambda: mpc_init(problem, jnp.zeros(problem.env.spec.state_dim, jnp.float32))
-    )
+    state = jax.eval_shape(lambda: mpc_init(problem, jnp.zeros(problem.env.spec.state_dim, jnp.float32)))
     zeros = lambda shape, dtype: np.zeros(shape, dtype)
     return Work(
         variant=zeros(tiles, np.int32),

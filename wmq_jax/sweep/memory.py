@@ -26,9 +26,7 @@ def cell_bytes(model: WorldModelConfig, config: MPCConfig, keep_all: bool) -> in
     predictor = model.predictor
     tokens = model.num_hist * model.tokens_per_frame
     inner = predictor.heads * predictor.dim_head
-    per_token = (
-        RESIDUAL_COPIES * model.predictor_dim + HEAD_COPIES * inner + HIDDEN_COPIES * predictor.mlp_dim
-    )
+    per_token = RESIDUAL_COPIES * model.predictor_dim + HEAD_COPIES * inner + HIDDEN_COPIES * predictor.mlp_dim
     attention = 2 * predictor.heads * tokens**2
     frames = (config.horizon + 1) * model.tokens_per_frame * model.predictor_dim if keep_all else 0
     return FLOAT * num_samples(config) * (tokens * per_token + attention + frames)

@@ -59,9 +59,7 @@ class Sweep:
     def cells(self) -> list[Cell]:
         """All cells, in canonical order."""
         settings = self.settings
-        return list(
-            all_cells(len(settings.variants), settings.seeds, settings.horizons, settings.episodes)
-        )
+        return list(all_cells(len(settings.variants), settings.seeds, settings.horizons, settings.episodes))
 
 
 def _load_checkpoint(where: str) -> ModelCheckpoint:
@@ -118,7 +116,9 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any]) -> Sweep:
             f"{env.spec.action_dim} an action and the frameskip is {model.frameskip}"
         )
     quantized.check_variants(model, checkpoint.params, settings.variants)
-    apply = quantized.quantized_apply(WorldModel(model), straight_through=not isinstance(settings.mpc.planner, CEMConfig))
+    apply = quantized.quantized_apply(
+        WorldModel(model), straight_through=not isinstance(settings.mpc.planner, CEMConfig)
+    )
     problem = Problem(
         model=world_model(model, apply, checkpoint.normalizer),
         env=env,

@@ -27,7 +27,9 @@ def git_revision() -> str | None:
     root = Path(wmq_jax.__file__).parent.parent
     if not (root / ".git").exists():
         return None
-    run = lambda *args: subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
+    run = lambda *args: subprocess.run(
+        ["git", *args], cwd=root, capture_output=True, text=True, check=True
+    ).stdout.strip()
     try:
         return run("rev-parse", "HEAD") + ("-dirty" if run("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):

@@ -129,7 +129,10 @@ def _references(sweep: Sweep, folder: ResultsFolder) -> None:
     plain = quantized.build_variants(
         sweep.checkpoint.config, planning_params(sweep.checkpoint.params), settings.variants[:1]
     )
-    makers = [lambda: references.simulator_problem(sweep.problem, plain), lambda: references.random_problem(sweep.problem)]
+    makers = [
+        lambda: references.simulator_problem(sweep.problem, plain),
+        lambda: references.random_problem(sweep.problem),
+    ]
     for variant, maker in enumerate(makers):
 
         def compiled():
@@ -184,8 +187,7 @@ def save_descriptions(sweep: Sweep, folder: ResultsFolder) -> None:
     """Writes ``variants.json`` and ``episodes.json``."""
     model, params = sweep.checkpoint.config, planning_params(sweep.checkpoint.params)
     variants = [
-        {**spec.to_json(), "size_bytes": quantized.size_bytes(model, params, spec)}
-        for spec in sweep.settings.variants
+        {**spec.to_json(), "size_bytes": quantized.size_bytes(model, params, spec)} for spec in sweep.settings.variants
     ]
     write_json(folder.path / "variants.json", variants)
     manifests = {"evaluation": sweep.evaluation, "calibration": sweep.calibration}

@@ -74,13 +74,9 @@ def parse_integers(where: str, text: str | int) -> tuple[int, ...]:
 
 def _planner(config: Mapping[str, Any]) -> CEMConfig | GDConfig:
     if config["optimizer"] not in OPTIMIZERS:
-        raise ValueError(
-            f"planner.optimizer {config['optimizer']!r} is not one of {', '.join(OPTIMIZERS)}"
-        )
+        raise ValueError(f"planner.optimizer {config['optimizer']!r} is not one of {', '.join(OPTIMIZERS)}")
     if config["optimizer"] == "gd":
-        return GDConfig(
-            steps=config["steps"], learning_rate=config["learning_rate"], step_noise=config["step_noise"]
-        )
+        return GDConfig(steps=config["steps"], learning_rate=config["learning_rate"], step_noise=config["step_noise"])
     return CEMConfig(
         samples=config["samples"],
         elites=config["elites"],
