@@ -46,7 +46,8 @@ def get_config(mode: str = "study") -> ml_collections.ConfigDict:
         base=2.0,
     )
     config.episodes = dict(count=50, base_seed=99)
-    config.calibration = dict(episodes=4, iterations=3, samples=8)
+    # Of the static activation ranges: what the full-precision planner considers on episodes of its own.
+    config.calibration = dict(episodes=4, iterations=3, samples=8, seed=0, horizon=5)
     config.engine = dict(tile=0, tiles_per_call=4, devices=0, noise_floor_tile=0)
     config.references = True
     config.pictures = 4

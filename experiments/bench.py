@@ -261,13 +261,13 @@ def utilisation(setup: Setup) -> dict[str, float]:
     import jax
 
     from wmq_jax.sweep import all_cells
-    from wmq_jax.sweep.memory import choose_tile
+    from wmq_jax.sweep.memory import Weights, choose_tile
 
     figures = {}
     side, count = setup.config["matmul"], setup.config["cells"]
     a = jax.random.normal(jax.random.key(0), (side, side))
     problem = setup.problem(setup.module.apply)
-    tile, _ = choose_tile(setup.model, problem.config, 0, False, setup.config["tile"])
+    tile, _ = choose_tile(setup.model, problem.config, Weights(1, 0), False, requested=setup.config["tile"])
     for precision in setup.config["precisions"]:
         with jax.default_matmul_precision(precision):
             product = jax.jit(lambda a: a @ a)
@@ -280,7 +280,7 @@ def utilisation(setup: Setup) -> dict[str, float]:
         peak = 2 * side**3 / seconds["product"]
         figures[f"{precision}: plans per second"] = count / seconds["plans"]
         figures[f"{precision}: TFLOP/s of a large product on one device"] = peak / 1e12
-        devices = engine.tiles // 4
+        devices = jax.local_device_count()
         figures[f"{precision}: utilisation"] = plan_flops(setup) * count / seconds["plans"] / (peak * devices)
     return figures
 

@@ -15,10 +15,12 @@ from absl import flags
 from wmq_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results; results/<name of the config> if not given.")
+_PROCESS = flags.DEFINE_integer("process", 0, "Number of this process, if several share a workdir: 0 to processes - 1.")
+_PROCESSES = flags.DEFINE_integer(
+    "processes", 1, "How many processes share the cells; each is started with its own number."
+)
 _DISTRIBUTED = flags.DEFINE_bool(
-    "distributed",
-    False,
-    "Join the other processes of a pod; each computes its share of the cells into the same workdir.",
+    "distributed", False, "Take process and processes from the pod, as jax.distributed finds them."
 )
 
 
@@ -32,7 +34,12 @@ def main(config: dict[str, Any]) -> None:
             configure(config["engine"]["devices"], _DISTRIBUTED.value)
             from wmq_jax import sweep as sweeps
 
-            sweep = sweeps.prepare(sweeps.check_settings(config), config)
+            process, processes = _PROCESS.value, _PROCESSES.value
+            if _DISTRIBUTED.value:
+                import jax
+
+                process, processes = jax.process_index(), jax.process_count()
+            sweep = sweeps.prepare(sweeps.check_settings(config), config, process, processes)
             folder = sweeps.open_folder(sweep, _WORKDIR.value)
             stack.enter_context(folder.locked())
         print(f"{sweeps.describe(sweep)}\n{sweeps.standing(sweep, folder)}", flush=True)

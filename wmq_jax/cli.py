@@ -13,6 +13,7 @@ from ml_collections import config_flags
 
 USAGE_EXIT = 2
 _USER_ERRORS = (ValueError, OSError)
+_NUMBERS = {int: "whole number", float: "number"}
 
 
 def fail(error: Exception | str) -> None:
@@ -64,8 +65,16 @@ def _take_config_flag(argv: Sequence[str], default: str) -> tuple[str, list[str]
     return where, rest
 
 
+def _reads_as(kind: type, text: str) -> bool:
+    try:
+        kind(text)
+    except ValueError:
+        return False
+    return True
+
+
 def _check_overrides(config: ml_collections.ConfigDict, argv: Sequence[str]) -> None:
-    """Raises ValueError for the first ``--config.path`` that names no field."""
+    """Raises ValueError for the first ``--config.path`` that names no field, or gives it what is no number."""
     for word in argv:
         name = word.lstrip("-").partition("=")[0]
         if not word.startswith("-") or not name.startswith("config."):
@@ -76,6 +85,9 @@ def _check_overrides(config: ml_collections.ConfigDict, argv: Sequence[str]) -> 
                 known = ", ".join(sorted(holder)) if isinstance(holder, ml_collections.ConfigDict) else "none"
                 raise ValueError(f"--{name}: the config has no field {field!r} there; its fields are {known}")
             holder = holder[field]
+        value = word.partition("=")[2]
+        if type(holder) in _NUMBERS and "=" in word and not _reads_as(type(holder), value):
+            raise ValueError(f"--{name} must be a {_NUMBERS[type(holder)]}, not {value!r}")
         if isinstance(holder, ml_collections.ConfigDict):
             raise ValueError(f"--{name} is a group of fields; set one of {', '.join(sorted(holder))} in it")
 

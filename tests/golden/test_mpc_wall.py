@@ -116,7 +116,8 @@ def test_closed_loop(recording, problems, close):
         block = slice(position, position + steps)
         position += steps
         if (recording["elite_rel_gap"][block] <= AMBIGUOUS).any():
-            break  # From here on, rounding decides which plans are elite.
+            assert iteration > 0, "rounding decides which plans are elite from the start: nothing could be compared"
+            break
         for e in range(len(problems)):
             noise = jnp.asarray(recording["noise"][block, e])
             chosen, actions, states[e] = act(e, steps)(states[e], goals[e], noise, done[e])

@@ -46,7 +46,7 @@ def base_config(checkpoint):
     config["variants"] = "fp w4 w8a8-tensor w3a4-token"
     config["planner"] |= dict(samples=12, elites=4, steps=3, iterations=2, horizons="2 3", seeds="0 7")
     config["episodes"]["count"] = 3
-    config["calibration"] = dict(episodes=2, iterations=2, samples=2)
+    config["calibration"] = dict(episodes=2, iterations=2, samples=2, seed=0, horizon=2)
     config["engine"]["tiles_per_call"] = 2
     config["references"], config["pictures"] = False, 0
     return config
@@ -62,7 +62,7 @@ def config(base_config):
 def prepare(base_config):
     """``prepare(**changes)``: the sweep of the config with fields ``group__field=value`` changed."""
 
-    def make(**changes):
+    def make(process=0, processes=1, **changes):
         config = copy.deepcopy(base_config)
         for path, value in changes.items():
             *groups, field = path.split("__")
@@ -71,6 +71,6 @@ def prepare(base_config):
                 holder = holder[group]
             assert field in holder
             holder[field] = value
-        return sweeps.prepare(sweeps.check_settings(config), config)
+        return sweeps.prepare(sweeps.check_settings(config), config, process, processes)
 
     return make

@@ -74,8 +74,7 @@ def test_other_variants_do_not_change_rows(full, prepare):
 
 
 def test_a_horizon_as_data_is_the_planner_built_for_it(prepare):
-    # Static activation ranges are calibrated with the longest horizon, so they are not part of this comparison.
-    variants = "fp w4 w3a4-token"
+    variants = "fp w4 w8a8-tensor w3a4-token"
     long, short = prepare(variants=variants), prepare(variants=variants, planner__horizons="2")
     assert (long.problem.config.horizon, short.problem.config.horizon) == (3, 2)
     mine = lines(short, build_engine(short), short.cells())

@@ -10,7 +10,7 @@ from wmq_jax.envs import make_env
 from wmq_jax.models import WorldModel, official_config
 from wmq_jax.planning import CEMConfig, MPCConfig, Problem, make_objective, world_model
 from wmq_jax.sweep import Cell, cell_mesh, compile_engine, make_manifest, run_cells
-from wmq_jax.sweep.memory import choose_tile
+from wmq_jax.sweep.memory import Weights, choose_tile
 
 HISTORY = 3
 
@@ -34,9 +34,9 @@ def test_full_size_plans_quantized():
         normalizer=normalizer,
         frameskip=config.frameskip,
     )
-    table_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(table))
-    tile, peak = choose_tile(config, problem.config, table_bytes, keep_all=False)
-    assert tile == 1 and table_bytes < peak < 2**31
+    weights = Weights(len(specs), sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+    tile, peak = choose_tile(config, problem.config, weights, keep_all=False)
+    assert tile == 1 and weights.variants * weights.bytes_each < peak < 2**31
     mesh = cell_mesh(1)
     engine = compile_engine(problem, table, make_manifest(problem.env, "development", 1, 99), mesh, tile, 1)
     cells = [Cell(variant, 0, HISTORY, 0) for variant in range(len(specs))]

@@ -6,6 +6,8 @@ import pytest
 from wmq_jax.sweep import memory
 from wmq_jax.sweep.run import build_engine
 
+NONE = memory.Weights(0, 0)
+
 
 @pytest.mark.parametrize("samples", [64, 512])
 def test_estimate_is_of_the_right_size(prepare, samples):
@@ -24,7 +26,7 @@ def test_larger_sweeps_need_more(prepare):
     base = memory.cell_bytes(model, config, False)
     assert memory.cell_bytes(model, config, True) > base
     assert memory.cell_bytes(model.replace(num_hist=3), config, False) > 2.5 * base
-    tiles = [memory.choose_tile(model, config, 0, False, tile)[1] for tile in (1, 2, 4)]
+    tiles = [memory.choose_tile(model, config, NONE, False, False, tile)[1] for tile in (1, 2, 4)]
     assert tiles[1] == 2 * tiles[0] and tiles[2] == 4 * tiles[0]
 
 
@@ -42,12 +44,12 @@ def test_accelerators_get_the_tile_that_keeps_them_busy(prepare, monkeypatch):
             return {"bytes_limit": self._limit, "bytes_in_use": 0}
 
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(2**40)])
-    large, _ = memory.choose_tile(model, config, 0, False)
+    large, _ = memory.choose_tile(model, config, NONE, False)
     assert large == memory.MAX_TILE
     one = memory.cell_bytes(model, config, False)
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(5 * one)])
-    small, peak = memory.choose_tile(model, config, 0, False)
+    small, peak = memory.choose_tile(model, config, NONE, False)
     assert 1 <= small <= 5 and peak <= 5 * one
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(one // 2)])
     with pytest.raises(ValueError, match="lower --config.engine.tile, --config.planner.samples or the number"):
-        memory.choose_tile(model, config, 0, False)
+        memory.choose_tile(model, config, NONE, False)

@@ -4,8 +4,8 @@ import pytest
 
 from wmq_jax import sweep as sweeps
 from wmq_jax.envs import make_env
+from wmq_jax.envs.manifest import OFFSETS
 from wmq_jax.sweep import check_settings, make_manifest
-from wmq_jax.sweep.manifest import OFFSETS
 
 BAD = [
     ("planner.samples", 1, "planner samples must be 2 or more, not 1"),
@@ -30,6 +30,10 @@ BAD = [
     ("engine.tiles_per_call", 0, "engine.tiles_per_call must be 1 or more, not 0"),
     ("pictures", -1, "pictures must be 0 or more, not -1"),
     ("variants", "w4 w4", "variants names W4 twice"),
+    ("planner.seeds", "2147483648", "planner.seeds must be at most 2147483647, not 2147483648"),
+    ("calibration.seed", 2**31, "calibration.seed must be at most 2147483647, not 2147483648"),
+    ("planner.alpha", float("inf"), "planner.alpha must be a finite number, not inf"),
+    ("planner.step_noise", float("nan"), "planner.step_noise must be a finite number, not nan"),
 ]
 
 
@@ -54,6 +58,25 @@ def test_bad_variants_are_quoted(config, spec):
     change(config, "variants", f"w8 {spec}")
     with pytest.raises(ValueError, match=f"^variant '{spec}': "):
         check_settings(config)
+
+
+def test_gradient_descent_does_not_ask_the_simulator(config):
+    config["planner"] |= dict(optimizer="gd", check_every=1)
+    with pytest.raises(ValueError, match="planner.check_every is a setting of cem; gd does not ask the simulator"):
+        check_settings(config)
+
+
+def test_a_noise_floor_needs_another_tile(prepare):
+    with pytest.raises(ValueError, match="engine.noise_floor_tile must differ from the tile, which is 1"):
+        prepare(engine__noise_floor_tile=1)
+    with pytest.raises(ValueError, match="lower --config.engine.tile"):
+        prepare(engine__noise_floor_tile=10**9)
+
+
+@pytest.mark.parametrize("process, processes", [(2, 2), (-1, 2), (0, 0)])
+def test_a_process_is_one_of_its_processes(prepare, process, processes):
+    with pytest.raises(ValueError, match="process must be 0.."):
+        prepare(process=process, processes=processes)
 
 
 def test_full_precision_comes_first(config):

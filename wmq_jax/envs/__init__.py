@@ -1,7 +1,18 @@
 """Environments behind one protocol of pure functions."""
 
 from wmq_jax.envs.base import Environment, EnvSpec, Observation, execute
+from wmq_jax.envs.manifest import Manifest, make_manifest
 from wmq_jax.envs.registry import env_names, make_env
 from wmq_jax.envs.wall import Wall
 
-__all__ = ["EnvSpec", "Environment", "Observation", "Wall", "env_names", "execute", "make_env"]
+__all__ = [
+    "EnvSpec",
+    "Environment",
+    "Manifest",
+    "Observation",
+    "Wall",
+    "env_names",
+    "execute",
+    "make_env",
+    "make_manifest",
+]

@@ -5,10 +5,10 @@ used for), ``scheduler`` (which cells it works on), ``engine`` (the compiled pro
 ``settings``, ``manifest``, ``cells``, ``memory``, ``devices``, ``progress``, ``provenance``, ``references``.
 """
 
+from wmq_jax.envs.manifest import Manifest, make_manifest
 from wmq_jax.sweep.cells import Cell, all_cells
 from wmq_jax.sweep.devices import cell_mesh, configure
 from wmq_jax.sweep.engine import Engine, compile_engine
-from wmq_jax.sweep.manifest import Manifest, make_manifest
 from wmq_jax.sweep.preparation import Sweep, describe, open_folder, prepare, standing
 from wmq_jax.sweep.run import run_sweep
 from wmq_jax.sweep.scheduler import run_cells

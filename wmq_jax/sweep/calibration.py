@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmq_jax.envs.manifest import Manifest
 from wmq_jax.models import WorldModel, normalize_image
 from wmq_jax.planning import IterationRecord, Problem, episode_key, sample_plans, step_noise
 from wmq_jax.quantized import calibrate
 from wmq_jax.sweep.cells import Cell
 from wmq_jax.sweep.engine import Engine
-from wmq_jax.sweep.manifest import Manifest
 from wmq_jax.sweep.scheduler import run_cells
 
 
@@ -34,22 +34,21 @@ def considered_plans(
 
 
 def planner_rollouts(
-    engine: Engine, table: Any, manifest: Manifest, seed: int, limits: Mapping[str, int]
+    engine: Engine, manifest: Manifest, limits: Mapping[str, int]
 ) -> Iterator[tuple[chex.Array, chex.Array, chex.Array]]:
     """What the full-precision planner imagined on calibration episodes.
 
     Args:
-      engine: the compiled engine.
-      table: its table with full precision in row 0.
+      engine: the compiled engine with full precision in row 0 of its table.
       manifest: calibration episodes.
-      seed: the planner's seed.
-      limits: ``episodes``, MPC ``iterations`` and ``samples`` per optimisation step to look at.
+      limits: ``episodes``, MPC ``iterations`` and ``samples`` per optimisation step to look at, planner's ``seed`` and
+        ``horizon``. They do not follow the sweep's own seeds and horizons, since rows must not depend on those of others.
 
     Yields:
       Arguments of ``WorldModel.rollout`` for one MPC iteration of one episode, B plans: images (B, 1, h, w, 3) in -1..1,
       normalised proprioception (B, 1, p), normalised actions (B, H, A).
     """
-    problem = engine.problem
+    problem, seed, horizon = engine.problem, limits["seed"], limits["horizon"]
 
     @jax.jit
     def batch(env_state, record, name, iteration):
@@ -58,10 +57,10 @@ def planner_rollouts(
         visual = normalize_image(observation.visual)
         proprio = problem.normalizer.normalize_proprio(observation.proprio)
         repeat = lambda x: jnp.broadcast_to(x, (plans.shape[0], 1, *x.shape))
-        return repeat(visual), repeat(proprio), plans
+        return repeat(visual), repeat(proprio), plans[:, :horizon]
 
-    engine = engine.with_data(table, manifest)
-    cells = [Cell(0, seed, problem.config.horizon, n) for n in range(limits["episodes"])]
+    engine = engine.with_data(engine.table, manifest)
+    cells = [Cell(0, seed, horizon, n) for n in range(limits["episodes"])]
     finished = {done.cell.episode: done.records for call in run_cells(engine, cells) for done in call.finished}
     for episode in sorted(finished):
         env_state = problem.env.reset(manifest.init[episode].astype(np.float32))
@@ -72,12 +71,10 @@ def planner_rollouts(
 
 def closed_loop_statistics(
     engine: Engine,
-    table: Any,
     model: WorldModel,
     params: Any,
     manifest: Manifest,
-    seed: int,
     limits: Mapping[str, int],
 ) -> Any:
     """Statistics of every site over :func:`planner_rollouts`, as :func:`wmq_jax.quantized.calibrate` returns them."""
-    return calibrate(model, {"params": params}, planner_rollouts(engine, table, manifest, seed, limits))
+    return calibrate(model, {"params": params}, planner_rollouts(engine, manifest, limits))

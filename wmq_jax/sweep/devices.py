@@ -28,9 +28,14 @@ def configure(devices: int = 0, distributed: bool = False) -> None:
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC_CPU_FLAG}".strip()
-    jax.config.update("jax_num_cpu_devices", devices or len(os.sched_getaffinity(0)))
+    jax.config.update("jax_num_cpu_devices", devices or available_cores())
     if distributed:
         jax.distributed.initialize()
+
+
+def available_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cell_mesh(devices: int = 0) -> jax.sharding.Mesh:

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
+from wmq_jax.envs.manifest import Manifest
 from wmq_jax.planning import (
     IterationRecord,
     MPCState,
@@ -29,7 +30,6 @@ from wmq_jax.planning import (
     step_noise,
 )
 from wmq_jax.sweep.devices import CELLS
-from wmq_jax.sweep.manifest import Manifest
 
 
 class Episodes(NamedTuple):

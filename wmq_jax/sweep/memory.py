@@ -1,11 +1,13 @@
 """How much memory a sweep needs, estimated before anything is compiled, and the tile that fits."""
 
 import os
+from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
 from wmq_jax.models import WorldModelConfig
-from wmq_jax.planning import CEMConfig, MPCConfig
+from wmq_jax.planning import CEMConfig, GDConfig, MPCConfig
 
 FLOAT = 4  # bytes
 # A token's simultaneous activations in a pre-norm block: the residual, its norm, q, k, v and attention output, and the MLP's two
@@ -21,15 +23,36 @@ def num_samples(config: MPCConfig) -> int:
     return config.planner.samples if isinstance(config.planner, CEMConfig) else 1
 
 
-def cell_bytes(model: WorldModelConfig, config: MPCConfig, keep_all: bool) -> int:
-    """Estimated working memory of one cell, in bytes: one block's activations of all samples and the frames that are kept."""
-    predictor = model.predictor
-    tokens = model.num_hist * model.tokens_per_frame
+class Weights(NamedTuple):
+    """The stacked table: number of variants, and bytes of one."""
+
+    variants: int
+    bytes_each: int
+
+
+def _block_bytes(tokens: int, width: int, inner: int, hidden: int, heads: int) -> int:
+    """Simultaneous activations of one sample in a pre-norm block, in bytes."""
+    per_token = RESIDUAL_COPIES * width + HEAD_COPIES * inner + HIDDEN_COPIES * hidden
+    return FLOAT * (tokens * per_token + 2 * heads * tokens**2)
+
+
+def cell_bytes(model: WorldModelConfig, config: MPCConfig, keep_all: bool, references: bool = False) -> int:
+    """Estimated working memory of one cell, in bytes: one block's activations of all samples and the frames that are kept.
+
+    Gradient descent keeps every block of every step for the way back. With the simulator as a reference, all samples pass the encoder.
+    """
+    predictor, encoder = model.predictor, model.encoder
     inner = predictor.heads * predictor.dim_head
-    per_token = RESIDUAL_COPIES * model.predictor_dim + HEAD_COPIES * inner + HIDDEN_COPIES * predictor.mlp_dim
-    attention = 2 * predictor.heads * tokens**2
-    frames = (config.horizon + 1) * model.tokens_per_frame * model.predictor_dim if keep_all else 0
-    return FLOAT * num_samples(config) * (tokens * per_token + attention + frames)
+    block = _block_bytes(
+        model.num_hist * model.tokens_per_frame, model.predictor_dim, inner, predictor.mlp_dim, predictor.heads
+    )
+    if isinstance(config.planner, GDConfig):
+        block, keep_all = block * predictor.depth * config.horizon, True
+    if references:
+        tokens = model.num_patches + 1 + encoder.registers
+        block = max(block, _block_bytes(tokens, encoder.width, encoder.width, encoder.mlp_dim, encoder.heads))
+    frames = FLOAT * (config.horizon + 1) * model.tokens_per_frame * model.predictor_dim if keep_all else 0
+    return num_samples(config) * (block + frames)
 
 
 def available_bytes() -> int:
@@ -38,31 +61,47 @@ def available_bytes() -> int:
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
         return stats["bytes_limit"] - stats.get("bytes_in_use", 0)
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return free // max(1, jax.local_device_count())
+    return _host_bytes() // max(1, jax.local_device_count())
+
+
+def _host_bytes() -> int:
+    """Memory of the host that can be had without swapping; where the system does not say, all of it."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in fields:
+            return 1024 * int(fields["MemAvailable"].split()[0])
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def choose_tile(
-    model: WorldModelConfig, config: MPCConfig, table_bytes: int, keep_all: bool, requested: int = 0
+    model: WorldModelConfig,
+    config: MPCConfig,
+    weights: Weights,
+    keep_all: bool,
+    references: bool = False,
+    requested: int = 0,
 ) -> tuple[int, int]:
     """The tile and the estimated peak per device, in bytes.
 
     Args:
       model: sizes of the model.
       config: sizes of the plans.
-      table_bytes: the stacked variants.
+      weights: the stacked variants.
       keep_all: whether the objective reads all imagined frames.
+      references: whether the true simulator is planned with, too.
       requested: the tile asked for; 0 chooses one cell on CPU and, elsewhere, what keeps the device busy and fits.
 
     Raises:
       ValueError: it does not fit; the message names the setting that changes it.
     """
-    budget = available_bytes()
-    one = cell_bytes(model, config, keep_all)
-    # The tile's own variant is copied out of the table.
-    peak = lambda tile: table_bytes + tile * one
     if requested < 0:
         raise ValueError(f"engine tile must be 0 (automatic) or more, not {requested}")
+    budget = available_bytes()
+    one = cell_bytes(model, config, keep_all, references)
+    # The table twice, while quantized variants replace the copies that it was compiled with, and the variant a tile works with.
+    table = (2 * weights.variants + 1) * weights.bytes_each
+    peak = lambda tile: table + tile * one
     tile = requested
     if tile == 0:
         tokens = num_samples(config) * model.num_hist * model.tokens_per_frame

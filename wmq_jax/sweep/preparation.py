@@ -10,18 +10,18 @@ import jax
 from wmq_jax import quantized
 from wmq_jax.checkpoints.native import ModelCheckpoint, bundled_model_path, load_model
 from wmq_jax.envs import make_env
+from wmq_jax.envs.manifest import Manifest, make_manifest
 from wmq_jax.models import WorldModel
 from wmq_jax.planning import CEMConfig, Problem, world_model
 from wmq_jax.sweep import provenance
 from wmq_jax.sweep.cells import Cell, all_cells
 from wmq_jax.sweep.devices import cell_mesh, use_compilation_cache
-from wmq_jax.sweep.manifest import Manifest, make_manifest
-from wmq_jax.sweep.memory import choose_tile, num_samples
+from wmq_jax.sweep.memory import Weights, choose_tile, num_samples
 from wmq_jax.sweep.settings import SweepSettings
 from wmq_jax.sweep.store import ResultsFolder
 
-# Keys of config.json that decide what a row means. The number of devices and the host's versions do not (see the tests).
-IDENTITY = ("config", "tile", "platform", "params_sha256")
+# Keys of config.json that decide what a row is. The number of devices and how cells are laid out on them do not (see the tests).
+IDENTITY = ("rows", "tile", "platform", "params_sha256", "xla_flags", "compiler")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +37,7 @@ class Sweep:
       mesh: the devices.
       tile: cells per tile.
       peak_bytes: estimated peak memory per device.
+      process, processes: this process is number ``process`` of ``processes``.
       config: contents of ``config.json``.
     """
 
@@ -49,6 +50,8 @@ class Sweep:
     mesh: jax.sharding.Mesh
     tile: int
     peak_bytes: int
+    process: int
+    processes: int
     config: dict[str, Any]
 
     @property
@@ -81,7 +84,7 @@ def open_folder(sweep: "Sweep", workdir: str | None) -> ResultsFolder:
     Raises:
       ValueError: it cannot be written, or holds results of another config.
     """
-    folder = ResultsFolder(workdir or f"results/{sweep.settings.name}", jax.process_index())
+    folder = ResultsFolder(workdir or f"results/{sweep.settings.name}", sweep.process)
     folder.adopt_config(sweep.config, IDENTITY)
     use_compilation_cache(folder.path.absolute() / "compilation_cache")
     return folder
@@ -97,16 +100,19 @@ def standing(sweep: "Sweep", folder: ResultsFolder) -> str:
     return f"all {total} cells are done in {folder.path}"
 
 
-def prepare(settings: SweepSettings, config: Mapping[str, Any]) -> Sweep:
+def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0, processes: int = 1) -> Sweep:
     """Loads the model, draws the episodes and lays out the computation.
 
     Args:
       settings: from :func:`wmq_jax.sweep.settings.check_settings`.
       config: the resolved config that they came from, as plain dictionaries.
+      process, processes: this process is number ``process`` of ``processes`` that share the cells.
 
     Raises:
       ValueError, FileNotFoundError: the checkpoint, the environment, a variant, the number of devices or the memory does not allow it.
     """
+    if not 0 <= process < processes:
+        raise ValueError(f"process must be 0..{processes - 1} (of {processes}), not {process}")
     checkpoint = _load_checkpoint(settings.checkpoint)
     model = checkpoint.config
     env = make_env(**settings.env, image_size=model.image_size)
@@ -129,8 +135,13 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any]) -> Sweep:
     )
     mesh = cell_mesh(settings.devices)
     parameters = jax.tree.leaves(planning_params(checkpoint.params))
-    table_bytes = len(settings.variants) * sum(x.nbytes for x in parameters)
-    tile, peak = choose_tile(model, settings.mpc, table_bytes, settings.objective.keep == "all", settings.tile)
+    weights = Weights(len(settings.variants), sum(x.nbytes for x in parameters))
+    keep_all = settings.objective.keep == "all"
+    tile, peak = choose_tile(model, settings.mpc, weights, keep_all, settings.references, settings.tile)
+    if settings.noise_floor_tile == tile:
+        raise ValueError(f"engine.noise_floor_tile must differ from the tile, which is {tile}")
+    if settings.noise_floor_tile:
+        choose_tile(model, settings.mpc, weights, keep_all, False, settings.noise_floor_tile)
     return Sweep(
         settings=settings,
         checkpoint=checkpoint,
@@ -141,8 +152,11 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any]) -> Sweep:
         mesh=mesh,
         tile=tile,
         peak_bytes=peak,
+        process=process,
+        processes=processes,
         config={
             "config": json.loads(json.dumps(config)),
+            "rows": _row_fields(config),
             "tile": tile,
             "platform": mesh.devices.flat[0].platform,
             "checkpoint": settings.checkpoint,
@@ -150,11 +164,21 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any]) -> Sweep:
             "model_parameters": sum(x.size for x in parameters),
             "planner": _planner_summary(settings),
             "versions": provenance.versions(),
+            "compiler": {name: provenance.versions()[name] for name in ("jax", "jaxlib")},
             "git_revision": provenance.git_revision(),
             "device": provenance.device(mesh.size),
             "xla_flags": provenance.xla_flags(),
         },
     )
+
+
+def _row_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that decides which rows there are and what is in them."""
+    fields = json.loads(json.dumps(config))
+    for name in ("name", "references", "pictures"):
+        del fields[name]
+    del fields["engine"]
+    return fields
 
 
 def _planner_summary(settings: SweepSettings) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from wmq_jax.envs.manifest import Manifest
 from wmq_jax.planning import IterationRecord, MPCConfig, num_executed
 from wmq_jax.sweep.cells import Cell
-from wmq_jax.sweep.manifest import Manifest
 
 KEY = ("variant", "seed", "horizon", "episode")
 

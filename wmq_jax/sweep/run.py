@@ -2,11 +2,8 @@
 
 import dataclasses
 import functools
-import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
-
-import jax
 
 from wmq_jax import quantized
 from wmq_jax.io import write_json
@@ -23,44 +20,24 @@ from wmq_jax.sweep.store import ResultsFolder
 from wmq_jax.sweep.traces import save_traces
 
 
-def _statistics(sweep: Sweep, engine: Engine, plain_table: Any) -> Any | None:
-    """Calibration statistics, if any variant asks for them."""
-    if not any(quantized.needs_statistics(spec) for spec in sweep.settings.variants):
-        return None
-    return closed_loop_statistics(
-        engine,
-        plain_table,
-        WorldModel(sweep.checkpoint.config),
-        sweep.checkpoint.params,
-        sweep.calibration,
-        sweep.settings.seeds[0],
-        sweep.settings.calibration,
-    )
+def _compile(sweep: Sweep, problem: Any, table: Any, tile: int) -> Engine:
+    settings, room = sweep.settings, len(sweep.calibration)
+    return compile_engine(problem, table, sweep.evaluation, sweep.mesh, tile, settings.tiles_per_call, room)
 
 
-def build_engine(sweep: Sweep, tile: int | None = None) -> Engine:
+def build_engine(sweep: Sweep) -> Engine:
     """Compiles the planner, calibrates with it, and puts the quantized variants in place."""
     settings, checkpoint = sweep.settings, sweep.checkpoint
     params = planning_params(checkpoint.params)
     full = [settings.variants[0]] * len(settings.variants)
-    plain = quantized.build_variants(checkpoint.config, params, full)
-    engine = compile_engine(
-        sweep.problem,
-        plain,
-        sweep.evaluation,
-        sweep.mesh,
-        sweep.tile if tile is None else tile,
-        settings.tiles_per_call,
-        len(sweep.calibration),
-    )
-    statistics = _statistics(sweep, engine, plain)
+    # Until the variants are built, every row of the table is full precision: only shapes matter to the compiler.
+    engine = _compile(sweep, sweep.problem, quantized.build_variants(checkpoint.config, params, full), sweep.tile)
+    statistics = None
+    if any(quantized.needs_statistics(spec) for spec in settings.variants):
+        model = WorldModel(checkpoint.config)
+        statistics = closed_loop_statistics(engine, model, checkpoint.params, sweep.calibration, settings.calibration)
     table = quantized.build_variants(checkpoint.config, params, settings.variants, statistics)
     return engine.with_data(table, sweep.evaluation)
-
-
-def _mine(items: Sequence[Any]) -> list[Any]:
-    """This process's share of the work."""
-    return list(itertools.islice(items, jax.process_index(), None, jax.process_count()))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,9 +60,14 @@ class Table:
 
 
 def compute_rows(
-    sweep: Sweep, folder: ResultsFolder, table: Table, engine: Callable[[], Engine], shift: int = 0
+    sweep: Sweep,
+    folder: ResultsFolder,
+    table: Table,
+    engine: Callable[[], Engine],
+    shift: int = 0,
+    processes: int = 1,
 ) -> None:
-    """Computes this process's share of the rows that the folder lacks.
+    """Computes the rows that the folder lacks, or this process's share of them.
 
     Args:
       sweep: the sweep.
@@ -93,14 +75,16 @@ def compute_rows(
       table: what is wanted.
       engine: makes the engine; called only if something is missing.
       shift: number of the table's variant that is row 0 of the engine's own table.
+      processes: how many processes share the table. A cell belongs to a process by its place in the table, whatever is done.
     """
     done = folder.load(table.name)
-    missing = _mine([cell for cell in table.cells if table.key(cell) not in done])
+    share = table.cells[folder.process % processes :: processes]
+    missing = [cell for cell in share if table.key(cell) not in done]
     if not missing:
         return
     compiled = engine()
-    label = table.name if shift == 0 else f"{table.name} ({table.variants[shift]})"
-    bar = ProgressBar(label, len(table.cells), len(table.cells) - len(missing), sweep.settings.mpc.iterations)
+    label = f"{table.name}, {table.variants[shift]}" if len({cell.variant for cell in share}) == 1 else table.name
+    bar = ProgressBar(label, len(share), len(share) - len(missing), sweep.settings.mpc.iterations)
     local = [dataclasses.replace(cell, variant=cell.variant - shift) for cell in missing]
     for call in run_cells(compiled, local):
         for cell, records in call.finished:
@@ -137,17 +121,18 @@ def _references(sweep: Sweep, folder: ResultsFolder) -> None:
 
         def compiled():
             problem, weights = maker()
-            return compile_engine(problem, weights, sweep.evaluation, sweep.mesh, sweep.tile, settings.tiles_per_call)
+            return _compile(sweep, problem, weights, sweep.tile)
 
         part = Table("reference", names, [cell for cell in cells if cell.variant == variant])
         compute_rows(sweep, folder, part, compiled, shift=variant)
     finish_table(folder, Table("reference", names, cells))
 
 
-def _noise_floor(sweep: Sweep, folder: ResultsFolder, table: Table) -> None:
-    """All cells again at another tile size: what numerical noise alone changes."""
+def _noise_floor(sweep: Sweep, folder: ResultsFolder, table: Table, engine: Callable[[], Engine]) -> None:
+    """All cells again, of the same variants, at another tile size: what numerical noise alone changes."""
     table = dataclasses.replace(table, name="noise_floor")
-    compute_rows(sweep, folder, table, lambda: build_engine(sweep, sweep.settings.noise_floor_tile))
+    other = lambda: _compile(sweep, sweep.problem, engine().table, sweep.settings.noise_floor_tile)
+    compute_rows(sweep, folder, table, other)
     finish_table(folder, table)
 
 
@@ -164,13 +149,13 @@ def run_sweep(sweep: Sweep, folder: ResultsFolder) -> bool:
     settings = sweep.settings
     table = Table("rows", sweep.names, sweep.cells())
     engine = functools.cache(lambda: build_engine(sweep))
-    if jax.process_index() == 0:
+    if folder.process == 0:
         save_descriptions(sweep, folder)
         if settings.references:
             _references(sweep, folder)
-    compute_rows(sweep, folder, table, engine)
-    if jax.process_index() == 0 and settings.noise_floor_tile:
-        _noise_floor(sweep, folder, table)
+    compute_rows(sweep, folder, table, engine, processes=sweep.processes)
+    if folder.process == 0 and settings.noise_floor_tile:
+        _noise_floor(sweep, folder, table, engine)
     if not finish_table(folder, table):
         return False
     drawable = settings.pictures and sweep.checkpoint.config.decoder is not None

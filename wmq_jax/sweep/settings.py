@@ -1,6 +1,7 @@
 """Settings of a sweep: a resolved config, checked before anything is loaded or compiled."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ from wmq_jax.planning import CEMConfig, GDConfig, MPCConfig, Objective, make_obj
 from wmq_jax.quantized import VariantSpec, parse_variant
 
 OPTIMIZERS = ("cem", "gd")
+MAX_SEED = 2**31 - 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +27,8 @@ class SweepSettings:
       horizons: horizons compared, in model actions.
       seeds: the planner's seeds.
       episodes, base_seed: size and base seed of the evaluation manifest.
-      calibration: episodes, iterations and samples per optimisation step that calibration looks at; same base seed.
+      calibration: episodes, iterations and samples per optimisation step that calibration looks at, planner's seed and
+        horizon; same base seed as evaluation.
       tile, tiles_per_call, devices: layout on devices; 0 chooses.
       references: whether the true simulator and random actions are run beside the model.
       noise_floor_tile: a second tile size at which all cells are computed again; 0 does not.
@@ -55,6 +58,12 @@ def _positive(where: str, value: int, least: int = 1) -> int:
     if value < least:
         raise ValueError(f"{where} must be {least} or more, not {value}")
     return value
+
+
+def _finite(group: str, fields: Mapping[str, Any]) -> None:
+    for key, value in fields.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{group}.{key} must be a finite number, not {value}")
 
 
 def parse_integers(where: str, text: str | int) -> tuple[int, ...]:
@@ -115,7 +124,14 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
     make_env(**options)
     calibration = dict(config["calibration"])
     for key, value in calibration.items():
-        _positive(f"calibration.{key}", value)
+        _positive(f"calibration.{key}", value, 0 if key == "seed" else 1)
+    _finite("planner", planner)
+    seeds = parse_integers("planner.seeds", planner["seeds"])
+    for where, seed in (("planner.seeds", max(seeds)), ("calibration.seed", calibration["seed"])):
+        if seed > MAX_SEED:
+            raise ValueError(f"{where} must be at most {MAX_SEED}, not {seed}")
+    if planner["optimizer"] == "gd" and planner["check_every"]:
+        raise ValueError("planner.check_every is a setting of cem; gd does not ask the simulator")
     for key in ("tile", "devices", "noise_floor_tile"):
         _positive(f"engine.{key}", engine[key], 0)
     return SweepSettings(
@@ -125,13 +141,13 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
         variants=parse_variants(config["variants"]),
         mpc=MPCConfig(
             planner=_planner(planner),
-            horizon=max(horizons),
+            horizon=max(*horizons, calibration["horizon"]),
             iterations=planner["iterations"],
             executed=planner["executed"],
         ),
         objective=make_objective(planner["objective"], planner["alpha"], planner["base"]),
         horizons=horizons,
-        seeds=parse_integers("planner.seeds", planner["seeds"]),
+        seeds=seeds,
         episodes=_positive("episodes.count", episodes["count"]),
         base_seed=episodes["base_seed"],
         calibration=calibration,

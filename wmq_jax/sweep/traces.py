@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmq_jax.checkpoints.native import ModelCheckpoint
+from wmq_jax.envs.manifest import Manifest
 from wmq_jax.io import write_bytes, write_json
 from wmq_jax.models import WorldModelConfig, imagine
 from wmq_jax.planning import Problem, execute, num_executed
 from wmq_jax.sweep.cells import Cell
 from wmq_jax.sweep.engine import Engine
-from wmq_jax.sweep.manifest import Manifest
 from wmq_jax.sweep.scheduler import run_cells
 from wmq_jax.sweep.store import ResultsFolder
 

@@ -1,4 +1,4 @@
-"""Manifests: which episodes a sweep evaluates, calibrates or develops on, drawn from disjoint families of seeds.
+"""Manifests: which episodes are evaluated, calibrated or developed on, drawn from disjoint families of seeds.
 
 Episode n of a manifest with base seed s starts and ends where the environment's official rule puts seed ``s * n + offset``.
 The published planner evaluates with offset 1 and the published study calibrates with offset 2; development uses 3.
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wmq_jax.envs import Environment
+from wmq_jax.envs.base import Environment
 
 Purpose = Literal["evaluation", "calibration", "development"]
 OFFSETS: dict[str, int] = {"evaluation": 1, "calibration": 2, "development": 3}

@@ -1,0 +1,82 @@
+"""A whole sweep into a folder: several processes, references, the noise floor, and what may change on resuming."""
+
+import json
+
+import jax
+import pytest
+
+from wmq_jax import sweep as sweeps
+from wmq_jax.sweep.rows import from_line, row_key
+
+SMALL = dict(variants="w8a8-tensor", planner__seeds="0", planner__horizons="2")
+
+
+@pytest.fixture(autouse=True)
+def compilation_cache(tmp_path_factory):
+    """Opening a folder turns the persistent cache on; other tests count compilations."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "compiled"))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def run(sweep, path):
+    folder = sweeps.open_folder(sweep, path)
+    with folder.locked():
+        return sweeps.run_sweep(sweep, folder)
+
+
+def lines(path, name="rows.jsonl"):
+    return (path / name).read_text().splitlines()
+
+
+@pytest.fixture(scope="module")
+def alone(prepare, tmp_path_factory):
+    """A finished sweep of one process."""
+    path = tmp_path_factory.mktemp("alone")
+    assert run(prepare(**SMALL), path)
+    return path
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_processes_share_a_folder(prepare, alone, tmp_path, order):
+    first, second = (prepare(process=process, processes=2, **SMALL) for process in order)
+    assert not run(first, tmp_path), "one of two processes cannot finish the table"
+    part = lines(tmp_path, f"journal/rows-{order[0]}.jsonl")
+    assert 0 < len(part) < len(lines(alone))
+    assert run(second, tmp_path)
+    assert lines(tmp_path) == lines(alone)
+    journal = [row_key(from_line(line)) for n in (0, 1) for line in lines(tmp_path, f"journal/rows-{n}.jsonl")]
+    assert len(journal) == len(set(journal)) == len(lines(alone))
+
+
+def test_references_and_noise_floor(prepare, alone, tmp_path):
+    sweep = prepare(**SMALL, references=True, engine__noise_floor_tile=2)
+    assert run(sweep, tmp_path)
+    assert lines(tmp_path) == lines(alone)
+    reference = [json.loads(line) for line in lines(tmp_path, "reference.jsonl")]
+    assert [row["variant"] for row in reference] == ["true simulator"] * 3 + ["random actions"] * 3
+    floor = [json.loads(line) for line in lines(tmp_path, "noise_floor.jsonl")]
+    rows = [json.loads(line) for line in lines(tmp_path)]
+    assert [row_key(row) for row in floor] == [row_key(row) for row in rows]
+    for a, b in zip(floor, rows):
+        # The same cells of the same variants: only rounding may differ.
+        assert a["initial_cost"] == pytest.approx(b["initial_cost"], rel=1e-3)
+
+
+def test_layout_and_extras_may_change_on_resuming(prepare, alone):
+    before = lines(alone)
+    assert run(prepare(**SMALL, engine__devices=1, engine__tiles_per_call=3, pictures=1), alone)
+    assert lines(alone) == before
+    assert (alone / "traces.npz").exists()
+
+
+@pytest.mark.parametrize("change", [dict(planner__alpha=0.5), dict(calibration__samples=1), dict(episodes__count=4)])
+def test_what_decides_rows_may_not(prepare, alone, change):
+    with pytest.raises(ValueError, match="holds results of another config: rows."):
+        sweeps.open_folder(prepare(**{**SMALL, **change}), alone)
+
+
+def test_a_finished_folder_says_so(prepare, alone):
+    sweep = prepare(**SMALL)
+    assert sweeps.standing(sweep, sweeps.open_folder(sweep, alone)) == f"all 6 cells are done in {alone}"
