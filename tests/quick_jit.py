@@ -8,5 +8,5 @@ import jax
 
 
 def quick_jit(function: Callable[..., Any]) -> Callable[..., Any]:
-  """`jax.jit` with less optimisation: compiles in half the time; results differ in rounding only."""
-  return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})
+    """`jax.jit` with less optimisation: compiles in half the time; results differ in rounding only."""
+    return jax.jit(function, compiler_options={"xla_backend_optimization_level": 0})

@@ -26,16 +26,21 @@ MODELS = {
 class Case:
     """A model, one observed frame, and what the plain rollout makes of it."""
 
-    def __init__(self, **changes):
-        self.config = tiny_config(**changes)
+    def __init__(self, config):
+        self.config = config
         self.model, self.variables = random_model(self.config)
         visual, proprio, _ = observations(self.config, 1, 1)
         self.actions = jax.random.normal(jax.random.key(7), (SAMPLES, HORIZON, self.config.action_dim))
         encode = quick_jit(functools.partial(self.model.apply, method="encode_obs"))
         self.latent = Latent(*(x[0, 0] for x in encode(self.variables, visual, proprio)))
+
+    @functools.cached_property
+    def plain(self):
+        """The plain rollout of every sample."""
+        visual, proprio, _ = observations(self.config, 1, 1)
         repeated = (jnp.repeat(x, SAMPLES, axis=0) for x in (visual, proprio))
         rollout = quick_jit(functools.partial(self.model.apply, method="rollout"))
-        self.plain = rollout(self.variables, *repeated, self.actions)
+        return rollout(self.variables, *repeated, self.actions)
 
     def imagine(self, actions, horizon=None, keep="last"):
         return imagine(self.model.apply, self.config, self.variables, self.latent, actions, horizon, keep)
@@ -55,7 +60,7 @@ class Case:
 
 @functools.lru_cache
 def case_of(name):
-    return Case(**MODELS[name])
+    return Case(tiny_config(**MODELS[name]))
 
 
 @pytest.fixture(params=MODELS)

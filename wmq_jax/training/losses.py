@@ -18,124 +18,131 @@ VQ_WEIGHT = 0.25
 
 
 class Clips(NamedTuple):
-  """A batch of clips.
+    """A batch of clips.
 
-  Attributes:
-    visual: (B, T, H, H, 3) float32 in [-1, 1].
-    proprio: (B, T, p) normalised proprioception.
-    action: (B, T, A) normalised model actions; the last one is not used.
-  """
+    Attributes:
+      visual: (B, T, H, H, 3) float32 in [-1, 1].
+      proprio: (B, T, p) normalised proprioception.
+      action: (B, T, A) normalised model actions; the last one is not used.
+    """
 
-  visual: jax.Array
-  proprio: jax.Array
-  action: jax.Array
+    visual: jax.Array
+    proprio: jax.Array
+    action: jax.Array
 
 
 class PredictionLosses(NamedTuple):
-  """Mean squared errors of predicted tokens, scalars.
+    """Mean squared errors of predicted tokens, scalars.
 
-  Attributes:
-    z: over everything but the action part: what is trained.
-    visual: over the visual part.
-    proprio: over the proprio part. Both are means over their own elements, so `z` is not their sum.
-  """
+    Attributes:
+      z: over everything but the action part: what is trained.
+      visual: over the visual part.
+      proprio: over the proprio part. Both are means over their own elements, so `z` is not their sum.
+    """
 
-  z: jax.Array
-  visual: jax.Array
-  proprio: jax.Array
+    z: jax.Array
+    visual: jax.Array
+    proprio: jax.Array
 
 
 class DecoderLosses(NamedTuple):
-  """Losses of decoded images, scalars.
+    """Losses of decoded images, scalars.
 
-  Attributes:
-    recon: mean squared error of the pixels, which lie in [-1, 1].
-    vq: the commitment term.
-    total: recon + 0.25 * vq.
-  """
+    Attributes:
+      recon: mean squared error of the pixels, which lie in [-1, 1].
+      vq: the commitment term.
+      total: recon + 0.25 * vq.
+    """
 
-  recon: jax.Array
-  vq: jax.Array
-  total: jax.Array
+    recon: jax.Array
+    vq: jax.Array
+    total: jax.Array
 
 
 class WorldModelLosses(NamedTuple):
-  """All losses of a batch; a jitted caller pays only for those it returns.
+    """All losses of a batch; a jitted caller pays only for those it returns.
 
-  Attributes:
-    loss: what is minimised: prediction.z + reconstruction.total.
-    prediction: of the latents.
-    reconstruction: of every frame, decoded from its own latent; None without a decoder.
-    imagination: of frames 1.., decoded from their predictions; only reported. None without a decoder.
-  """
+    Attributes:
+      loss: what is minimised: prediction.z + reconstruction.total.
+      prediction: of the latents.
+      reconstruction: of every frame, decoded from its own latent; None without a decoder.
+      imagination: of frames 1.., decoded from their predictions; only reported. None without a decoder.
+    """
 
-  loss: jax.Array
-  prediction: PredictionLosses
-  reconstruction: DecoderLosses | None
-  imagination: DecoderLosses | None
+    loss: jax.Array
+    prediction: PredictionLosses
+    reconstruction: DecoderLosses | None
+    imagination: DecoderLosses | None
 
 
 def _mse(prediction: jax.Array, target: jax.Array) -> jax.Array:
-  return jnp.mean(jnp.square(prediction - target))
+    return jnp.mean(jnp.square(prediction - target))
 
 
 def predict_successors(model: WorldModel, params: Any, z: jax.Array, dropout_key: jax.Array | None = None) -> jax.Array:
-  """Predicts frames 1.. of clips from the true frames before them: tokens (B, T, P', C) -> (B, T - 1, P', C).
+    """Predicts frames 1.. of clips from the true frames before them: tokens (B, T, P', C) -> (B, T - 1, P', C).
 
-  With a `dropout_key` the predictor's dropout is on.
-  """
-  if dropout_key is None:
-    return model.apply({"params": params}, z[:, :-1], method="predict")
-  return model.apply({"params": params}, z[:, :-1], deterministic=False, method="predict", rngs={"dropout": dropout_key})
+    With a `dropout_key` the predictor's dropout is on.
+    """
+    if dropout_key is None:
+        return model.apply({"params": params}, z[:, :-1], method="predict")
+    return model.apply(
+        {"params": params}, z[:, :-1], deterministic=False, method="predict", rngs={"dropout": dropout_key}
+    )
 
 
 def prediction_losses(model: WorldModel, predicted: jax.Array, z: jax.Array) -> PredictionLosses:
-  """Compares predicted frames (B, T - 1, P', C) with frames 1.. of the clips' tokens (B, T, P', C), which get no gradient."""
-  config = model.config
-  predicted, target = (layout.without_action(config, x) for x in (predicted, jax.lax.stop_gradient(z[:, 1:])))
-  if config.concat_dim == 0:
-    parts = (predicted[..., :-1, :], target[..., :-1, :]), (predicted[..., -1:, :], target[..., -1:, :])
-  else:
-    width = config.encoder.width
-    parts = (predicted[..., :width], target[..., :width]), (predicted[..., width:], target[..., width:])
-  return PredictionLosses(_mse(predicted, target), *(_mse(*part) for part in parts))
+    """Compares predicted frames (B, T - 1, P', C) with frames 1.. of the clips' tokens (B, T, P', C), which get no gradient."""
+    config = model.config
+    predicted, target = (layout.without_action(config, x) for x in (predicted, jax.lax.stop_gradient(z[:, 1:])))
+    if config.concat_dim == 0:
+        parts = (predicted[..., :-1, :], target[..., :-1, :]), (predicted[..., -1:, :], target[..., -1:, :])
+    else:
+        width = config.encoder.width
+        parts = (predicted[..., :width], target[..., :width]), (predicted[..., width:], target[..., width:])
+    return PredictionLosses(_mse(predicted, target), *(_mse(*part) for part in parts))
 
 
 def decoder_losses(model: WorldModel, params: Any, latents: jax.Array, images: jax.Array) -> DecoderLosses:
-  """Compares images decoded from visual latents (B, T, P, D), which get no gradient, with the true ones (B, T, H, H, 3).
+    """Compares images decoded from visual latents (B, T, P, D), which get no gradient, with the true ones (B, T, H, H, 3).
 
-  Where the decoder's images are not as large as the observations, the true ones are resized.
-  """
-  decoded, vq = model.apply({"params": params}, jax.lax.stop_gradient(latents), method="decode")
-  recon = _mse(decoded, resize(images, decoded.shape[-2]))
-  return DecoderLosses(recon, vq, recon + VQ_WEIGHT * vq)
+    Where the decoder's images are not as large as the observations, the true ones are resized.
+    """
+    decoded, vq = model.apply({"params": params}, jax.lax.stop_gradient(latents), method="decode")
+    recon = _mse(decoded, resize(images, decoded.shape[-2]))
+    return DecoderLosses(recon, vq, recon + VQ_WEIGHT * vq)
 
 
-def world_model_losses(model: WorldModel, params: Any, clips: Clips, *, dropout_key: jax.Array | None = None,
-                       train_encoder: bool = False) -> WorldModelLosses:
-  """The official objective on a batch of clips.
+def world_model_losses(
+    model: WorldModel, params: Any, clips: Clips, *, dropout_key: jax.Array | None = None, train_encoder: bool = False
+) -> WorldModelLosses:
+    """The official objective on a batch of clips.
 
-  The targets get no gradient; the inputs do, so that the proprio and action encoders learn through the predictor.
+    The targets get no gradient; the inputs do, so that the proprio and action encoders learn through the predictor.
 
-  Args:
-    model: the world model.
-    params: its parameters.
-    clips: T = num_hist + 1 frames each (fewer will do).
-    dropout_key: turns the predictor's dropout on.
-    train_encoder: let the gradient reach the visual encoder, which the official system freezes.
-  """
-  if not train_encoder:
-    params = {**params, "encoder": jax.lax.stop_gradient(params["encoder"])}
-  z = model.apply({"params": params}, clips.visual, clips.proprio, clips.action, method="encode")
-  predicted = predict_successors(model, params, z, dropout_key)
-  prediction = prediction_losses(model, predicted, z)
-  if model.config.decoder is None:
-    return WorldModelLosses(prediction.z, prediction, None, None)
+    Args:
+      model: the world model.
+      params: its parameters.
+      clips: T = num_hist + 1 frames each (fewer will do).
+      dropout_key: turns the predictor's dropout on.
+      train_encoder: let the gradient reach the visual encoder, which the official system freezes.
+    """
+    if not train_encoder:
+        params = {**params, "encoder": jax.lax.stop_gradient(params["encoder"])}
+    z = model.apply({"params": params}, clips.visual, clips.proprio, clips.action, method="encode")
+    predicted = predict_successors(model, params, z, dropout_key)
+    prediction = prediction_losses(model, predicted, z)
+    if model.config.decoder is None:
+        return WorldModelLosses(prediction.z, prediction, None, None)
 
-  def decode(tokens, images):
-    latent, _ = layout.separate(model.config, tokens)
-    return decoder_losses(model, params, latent.visual, images)
+    def decode(tokens, images):
+        latent, _ = layout.separate(model.config, tokens)
+        return decoder_losses(model, params, latent.visual, images)
 
-  reconstruction = decode(z, clips.visual)
-  return WorldModelLosses(prediction.z + reconstruction.total, prediction, reconstruction,
-                          imagination=decode(predicted, clips.visual[:, 1:]))
+    reconstruction = decode(z, clips.visual)
+    return WorldModelLosses(
+        prediction.z + reconstruction.total,
+        prediction,
+        reconstruction,
+        imagination=decode(predicted, clips.visual[:, 1:]),
+    )

@@ -10,21 +10,21 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class LearningRates:
-  """A learning rate per module (a number or an optax schedule); the defaults are the official ones.
+    """A learning rate per module (a number or an optax schedule); the defaults are the official ones.
 
-  Attributes:
-    predictor: AdamW.
-    embeddings: AdamW, of the proprio and action encoders.
-    decoder: Adam.
-    encoder: Adam, of the visual encoder; None freezes it, as the official system does. It uses 1e-6 otherwise.
-    weight_decay: of AdamW, decoupled.
-  """
+    Attributes:
+      predictor: AdamW.
+      embeddings: AdamW, of the proprio and action encoders.
+      decoder: Adam.
+      encoder: Adam, of the visual encoder; None freezes it, as the official system does. It uses 1e-6 otherwise.
+      weight_decay: of AdamW, decoupled.
+    """
 
-  predictor: optax.ScalarOrSchedule = 5e-4
-  embeddings: optax.ScalarOrSchedule = 5e-4
-  decoder: optax.ScalarOrSchedule = 3e-4
-  encoder: optax.ScalarOrSchedule | None = None
-  weight_decay: float = 0.01
+    predictor: optax.ScalarOrSchedule = 5e-4
+    embeddings: optax.ScalarOrSchedule = 5e-4
+    decoder: optax.ScalarOrSchedule = 3e-4
+    encoder: optax.ScalarOrSchedule | None = None
+    weight_decay: float = 0.01
 
 
 # Top-level entry of the parameter tree -> the optimizer that trains it.
@@ -39,22 +39,23 @@ _OPTIMIZER_OF = {
 
 
 def official_optimizer(rates: LearningRates = LearningRates()) -> optax.GradientTransformation:
-  """An optax transformation over the parameters of a `WorldModel`, or over some of its top-level modules."""
-  frozen = optax.set_to_zero()
-  return optax.partition(
-      {
-          "predictor": optax.adamw(rates.predictor, weight_decay=rates.weight_decay),
-          "embeddings": optax.adamw(rates.embeddings, weight_decay=rates.weight_decay),
-          "decoder": optax.adam(rates.decoder),
-          "encoder": frozen if rates.encoder is None else optax.adam(rates.encoder),
-          "constant": frozen,
-      },
-      _labels)
+    """An optax transformation over the parameters of a `WorldModel`, or over some of its top-level modules."""
+    frozen = optax.set_to_zero()
+    return optax.partition(
+        {
+            "predictor": optax.adamw(rates.predictor, weight_decay=rates.weight_decay),
+            "embeddings": optax.adamw(rates.embeddings, weight_decay=rates.weight_decay),
+            "decoder": optax.adam(rates.decoder),
+            "encoder": frozen if rates.encoder is None else optax.adam(rates.encoder),
+            "constant": frozen,
+        },
+        _labels,
+    )
 
 
 def _labels(params: Any) -> Any:
-  """The optimizer of each top-level module; a label stands for the whole subtree."""
-  unknown = sorted(set(params) - set(_OPTIMIZER_OF))
-  if unknown:
-    raise ValueError(f"there is no optimizer for the modules {unknown}; there is one for {sorted(_OPTIMIZER_OF)}.")
-  return {module: _OPTIMIZER_OF[module] for module in params}
+    """The optimizer of each top-level module; a label stands for the whole subtree."""
+    unknown = sorted(set(params) - set(_OPTIMIZER_OF))
+    if unknown:
+        raise ValueError(f"there is no optimizer for the modules {unknown}; there is one for {sorted(_OPTIMIZER_OF)}.")
+    return {module: _OPTIMIZER_OF[module] for module in params}
