@@ -97,7 +97,7 @@ def golden_folder() -> Path:
 
 
 def golden_path(name: str) -> Path:
-    """The path of a recording or folder; skips the test if the reduced copy leaves it out, fails if it is missing otherwise."""
+    """The path of a recording or folder; skips the test if the reduced copy leaves it out, fails if it is missing."""
     path = golden_folder() / name
     if not path.exists():
         if name in LEFT_OUT and golden_folder() == REDUCED:
@@ -122,7 +122,7 @@ def golden():
 
 @pytest.fixture(scope="session")
 def recorded_model(golden):
-    """`recorded_model(image_size, concat_dim=1, decoder=None)`: configuration and parameters of a recorded world model."""
+    """`recorded_model(image_size, concat_dim=1, decoder=None)`: config and parameters of a recorded world model."""
     return functools.partial(recorded_world_model, golden)
 
 

@@ -1,7 +1,8 @@
 """Makes the reduced copy of the recordings that the repository carries: `python -m tests.golden.reduce FOLDER`.
 
-Weights, inputs and small outputs stay whole. Large outputs keep evenly spaced entries; cases of methods that the library does not have, and
-cases that repeat another at a larger size, are dropped. Every test runs on the reduced copy as it does on the full one.
+Weights, inputs and small outputs stay whole. Large outputs keep evenly spaced entries; cases of methods that the
+library does not have, and cases that repeat another at a larger size, are dropped. Every test runs on the reduced
+copy as it does on the full one.
 """
 
 from __future__ import annotations

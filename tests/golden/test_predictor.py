@@ -38,7 +38,7 @@ def windows(recording, golden, recorded_model):
 
 
 class Outputs(NamedTuple):
-    """What the predictor makes of a window, in three ways: all successors, the last one alone, frames appended one by one."""
+    """What the predictor makes of a window: all successors, the last one alone, frames appended one by one."""
 
     all: np.ndarray
     last: np.ndarray

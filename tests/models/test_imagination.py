@@ -92,7 +92,7 @@ def test_every_traced_horizon_is_the_plain_rollouts(case):
         assert_close(case.traced(case.actions, horizon), frame(case.plain, horizon))
 
 
-# One step, the last growing one, the first sliding one, all: where a program for the horizon differs most from the traced one.
+# One step, the last growing one, the first sliding one, all: where the two programs differ most.
 @pytest.mark.parametrize(
     "name, horizons",
     [
@@ -133,7 +133,7 @@ def test_horizons_of_a_mapped_or_vmapped_batch(name):
 
 @pytest.mark.parametrize("name", ["history 1, concat_dim 1", "history 3, concat_dim 1"])
 def test_no_frame_is_predicted_that_is_not_read(name):
-    """A traced horizon runs that many predictions and no more; growing windows go through the cache, sliding ones do not."""
+    """A traced horizon runs that many predictions and no more; growing windows use the cache, sliding ones do not."""
     case = case_of(name)
     calls = []
 

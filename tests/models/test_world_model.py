@@ -128,7 +128,7 @@ def test_dropout_is_off_unless_asked_for():
 
 
 def test_every_quantizable_linear_is_a_dense_that_is_called():
-    """The names of quantized places are the paths of these modules; statistics and quantizers are attached to their calls."""
+    """Quantized places are named by the paths of these modules, and quantizers are attached to their calls."""
     config = tiny_config()
     model, variables = random_model(config)
     called = set()

@@ -1,7 +1,8 @@
 """Name maps between the state dicts of the official DINO-WM modules and the parameter tree of `WorldModel`.
 
-A state dict maps dotted names to numpy arrays in the layouts of the original: linear (out, in), convolution (out, in, kh, kw),
-one-dimensional convolution (out, in, k), transposed convolution (in, out, kh, kw). Nothing here reads a file.
+A state dict maps dotted names to numpy arrays in the layouts of the original: linear (out, in), convolution
+(out, in, kh, kw), one-dimensional convolution (out, in, k), transposed convolution (in, out, kh, kw). Nothing here
+reads a file.
 """
 
 from __future__ import annotations
@@ -149,8 +150,8 @@ def from_torch(state: State, config: WorldModelConfig) -> dict[str, Any]:
     """Converts an official state dict to the `params` of a `WorldModel`.
 
     Args:
-      state: dotted name -> array, the module first: `encoder.base_model.*` (DINOv2 names), `predictor.*`, `proprio_encoder.*`,
-        `action_encoder.*` and `decoder.*`.
+      state: dotted name -> array, the module first: `encoder.base_model.*` (DINOv2 names), `predictor.*`,
+        `proprio_encoder.*`, `action_encoder.*` and `decoder.*`.
       config: the model's configuration.
 
     Returns:

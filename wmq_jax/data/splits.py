@@ -23,8 +23,8 @@ class Split(NamedTuple):
 def split_trajectories(count: int, train_fraction: float, seed: int = 42) -> Split:
     """Splits `count` trajectories at random; int(train_fraction * count) of them are for training.
 
-    A Fisher-Yates shuffle from the front that takes each raw 32-bit output of the Mersenne Twister modulo the number of entries left.
-    (Its bias is the original's.)
+    A Fisher-Yates shuffle from the front that takes each raw 32-bit output of the Mersenne Twister modulo the number
+    of entries left. (Its bias is the original's.)
     """
     if count < 1 or not 0.0 <= train_fraction <= 1.0:
         raise ValueError(
@@ -56,6 +56,6 @@ def clip_slices(lengths: Sequence[int], num_frames: int, frameskip: int) -> np.n
 
 
 def shuffle_slices(slices: Sequence[np.ndarray], seed: int) -> list[np.ndarray]:
-    """Shuffles several lists of clips, one after another from one random stream (official order: training, then validation)."""
+    """Shuffles lists of clips one after another from one random stream (officially: training, then validation)."""
     stream = np.random.RandomState(seed)
     return [rows[stream.permutation(len(rows))] for rows in slices]

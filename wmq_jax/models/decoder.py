@@ -19,7 +19,7 @@ _EMA_EPS = 1e-5
 
 
 def _transposed_conv(features: int, kernel: int, stride: int, padding: int) -> nn.ConvTranspose:
-    """A transposed convolution with the padding convention of the original: output side (n - 1) stride - 2 padding + kernel."""
+    """A transposed convolution as the original pads it: output side (n - 1) stride - 2 padding + kernel."""
     pad = kernel - 1 - padding
     return nn.ConvTranspose(
         features, (kernel, kernel), strides=(stride, stride), padding=[(pad, pad)] * 2, transpose_kernel=True
@@ -41,7 +41,7 @@ class Codebook(NamedTuple):
 
 
 def nearest_codes(codebook: Codebook, z: jax.Array) -> jax.Array:
-    """Index (...,) int32 of the code nearest to each latent z (..., D), in squared distance; ties go to the lower index."""
+    """Index (...,) int32 of the code nearest to each latent z (..., D), in squared distance; the lower in a tie."""
     squared = jnp.sum(z**2, axis=-1, keepdims=True) - 2 * z @ codebook.embed + jnp.sum(codebook.embed**2, axis=0)
     return jnp.argmin(squared, axis=-1)
 
@@ -69,7 +69,8 @@ def update_codebook(codebook: Codebook, z: jax.Array) -> Codebook:
 class VectorQuantizer(nn.Module):
     """Replaces each latent by its nearest code; the gradient passes straight through to the latent.
 
-    The codebook lives with the parameters, so that a checkpoint is one tree, but has no gradient: `update_codebook` trains it.
+    The codebook lives with the parameters, so that a checkpoint is one tree, but has no gradient: `update_codebook`
+    trains it.
     """
 
     width: int

@@ -94,14 +94,14 @@ class VisionTransformer(nn.Module):
         self.norm = nn.LayerNorm(epsilon=_LAYER_NORM_EPS, use_fast_variance=False)
 
     def positions(self, grid: int) -> jax.Array:
-        """The position table (1, 1 + grid * grid, D) for images of grid x grid patches; entry 0 is the class token's."""
+        """The position table (1, 1 + grid * grid, D) for grid x grid patches; entry 0 is the class token's."""
         c = self.config
         table = self.pos_embed[0, 1:].reshape(c.table_grid, c.table_grid, c.width)
         table = interpolate_positions(table, grid, offset=c.interpolate_offset, antialias=c.interpolate_antialias)
         return jnp.concatenate([self.pos_embed[:, :1], table.reshape(1, grid * grid, c.width)], axis=1)
 
     def tokens(self, images: jax.Array) -> jax.Array:
-        """Images (B, H, H, 3) to the first block's input (B, L, D): class token, registers, patches in row-major order."""
+        """Images (B, H, H, 3) to the first block's input (B, L, D): class token, registers, patches by rows."""
         patches = self.patch_embed(images)
         batch, grid, _, width = patches.shape
         cls = jnp.broadcast_to(self.cls_token, (batch, 1, width))

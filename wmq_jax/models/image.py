@@ -31,8 +31,8 @@ def resize(image: jax.Array, size: int) -> jax.Array:
 def _triangle_weights(old: int, new: int) -> np.ndarray:
     """(new, old) float32: the weight of each old pixel in each new one, along one axis.
 
-    A triangle around the new pixel's centre, as wide as the larger of the two pixels. Computed here, in float32 as the original does
-    it, since a compiler's rounding of the centres is visible at sharp edges.
+    A triangle around the new pixel's centre, as wide as the larger of the two pixels. Computed here, in float32 as
+    the original does it, since a compiler's rounding of the centres is visible at sharp edges.
     """
     scale = np.float32(old) / np.float32(new)
     width = max(scale, np.float32(1))

@@ -45,13 +45,14 @@ def imagine(
       variables: its variables.
       latent: the observed frame, shared by all samples: visual (P, D), proprio (E,).
       actions: model actions (N, H, A); action t is taken at frame t.
-      horizon: how many of them to imagine, 1 .. H; None for all. A whole number is static, and the result can be differentiated
-        in reverse mode. A traced int32 bounds a loop, and gives bit for bit what `actions[:, :horizon]` gives.
+      horizon: how many of them to imagine, 1 .. H; None for all. A whole number is static, and the result can be
+        differentiated in reverse mode. A traced int32 bounds a loop, and gives bit for bit what the first
+        `horizon` actions give alone.
       keep: 'last' for frame `horizon` alone, 'all' for every frame.
 
     Returns:
-      With 'last' a latent (N, P, D), (N, E); with 'all' one of H + 1 frames (N, H + 1, P, D), (N, H + 1, E), where frame 0 is the
-      observation, and frames after a traced horizon are zeros.
+      With 'last' a latent (N, P, D), (N, E); with 'all' one of H + 1 frames (N, H + 1, P, D), (N, H + 1, E), where
+      frame 0 is the observation, and frames after a traced horizon are zeros.
 
     Raises:
       ValueError: a shape, a static horizon or `keep` is not as above.
@@ -101,10 +102,11 @@ def imagine(
 
 
 def _fenced(needed: bool | jax.Array, step: Callable[[], Any], frame: jax.Array) -> Any:
-    """Returns `step()`, compiled apart from its surroundings; where it is not needed, `frame` and zeros that nothing reads.
+    """Returns `step()`, compiled apart from its surroundings; if it is not needed, `frame` and zeros nobody reads.
 
-    A static and a traced horizon must give the same bits, but XLA rounds differently when it fuses a step with its neighbours. A
-    computation inside a loop is never fused with those outside; the loop has two trips, since one would be unrolled.
+    A static and a traced horizon must give the same bits, but XLA rounds differently when it fuses a step with its
+    neighbours. A computation inside a loop is never fused with those outside; the loop has two trips, since one would
+    be unrolled.
     """
 
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step))

@@ -1,7 +1,7 @@
 """How the parts of a frame (visual latents, proprio and action embeddings) become predictor tokens, and back.
 
-Leading axes are free. P: patches, D: encoder width, E and A: proprio and action embedding widths, P' and C: tokens per frame
-and channels of a token. With concat_dim 1, P' = P and C = D + E * repeats + A * repeats; with concat_dim 0,
+Leading axes are free. P: patches, D: encoder width, E and A: proprio and action embedding widths, P' and C: tokens
+per frame and channels of a token. With concat_dim 1, P' = P and C = D + E * repeats + A * repeats; with concat_dim 0,
 P' = P + 2 (patches, proprio, action) and C = D = E = A.
 """
 
@@ -57,7 +57,7 @@ def separate(config: WorldModelConfig, z: jax.Array) -> tuple[Latent, jax.Array]
 
 
 def without_action(config: WorldModelConfig, z: jax.Array) -> jax.Array:
-    """The part of tokens (..., P', C) that the predictor must get right: everything but the action's tokens or channels."""
+    """The part of tokens (..., P', C) that the predictor must get right: all but the action's token or channels."""
     if config.concat_dim == 0:
         return z[..., :-1, :]
     return z[..., : -config.action_channels]

@@ -1,7 +1,7 @@
 """The frame-causal transformer of DINO-WM (Zhou et al. 2024).
 
-B: batch, F: frames, P: tokens per frame, C: channels of a token. Tokens are ordered by frame, then by patch. A token sees every
-token of its own frame and of earlier ones. That gives two exact savings, both used when a model imagines:
+B: batch, F: frames, P: tokens per frame, C: channels of a token. Tokens are ordered by frame, then by patch. A token
+sees every token of its own frame and of earlier ones. That gives two exact savings, both used when a model imagines:
 keys and values of earlier frames do not change when a frame is appended (`extend`), and if only the last frame is
 read, the last layer needs the others' keys and values alone (`last_frame`).
 """

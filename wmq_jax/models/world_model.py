@@ -1,7 +1,7 @@
 """The DINO-WM world model: encode, predict, rollout, decode.
 
-B: batch, T: frames, H: image side, P and D: patches and encoder width, P' and C: tokens per frame and channels of a token
-(see `layout`), p and A: entries of proprioception and of a model action.
+B: batch, T: frames, H: image side, P and D: patches and encoder width, P' and C: tokens per frame and channels of a
+token (see `layout`), p and A: entries of proprioception and of a model action.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from wmq_jax.models.predictor import Cache, Predictor
 
 
 class WorldModel(nn.Module):
-    """A visual world model in the latent space of its encoder. Every method works through `model.apply(..., method=name)`.
+    """A visual world model in the latent space of its encoder; call its methods by `model.apply(..., method=name)`.
 
     Images are channel last, float32 in [-1, 1], of side `config.image_size`.
     """
@@ -77,8 +77,8 @@ class WorldModel(nn.Module):
     def predict(self, z: jax.Array, deterministic: bool = True) -> jax.Array:
         """Predicts the successor of every frame of a window: (B, T, P', C) -> (B, T, P', C), T <= num_hist.
 
-        Frame t of the result is predicted from frames 0..t. Its action part means nothing. With `deterministic=False` dropout is
-        on and the call needs an rng named 'dropout'.
+        Frame t of the result is predicted from frames 0..t. Its action part means nothing. With `deterministic=False`
+        dropout is on and the call needs an rng named 'dropout'.
         """
         batch, frames, tokens, channels = z.shape
         out = self.predictor(z.reshape(batch, frames * tokens, channels), deterministic)
@@ -136,7 +136,7 @@ class WorldModel(nn.Module):
         return images.reshape(*visual.shape[:-2], *images.shape[1:]), diff
 
     def __call__(self, visual: jax.Array, proprio: jax.Array, action: jax.Array) -> jax.Array:
-        """Encodes and predicts (B, T, P', C), and decodes if there is a decoder: touches every parameter, for `init`."""
+        """Encodes, predicts (B, T, P', C), and decodes if there is a decoder: touches every parameter, for `init`."""
         z = self.encode(visual, proprio, action)
         if self.config.decoder is not None:
             self.decode(self.separate(z)[0].visual)

@@ -1,4 +1,4 @@
-"""The training objective of DINO-WM (Zhou et al. 2024): teacher-forced latent prediction, and reconstruction for the decoder.
+"""The training objective of DINO-WM (Zhou et al. 2024): teacher-forced prediction of latents, and reconstruction.
 
 B: batch, T: frames of a clip, H: image side, P' and C: tokens per frame and channels of a token.
 """
@@ -92,7 +92,7 @@ def predict_successors(model: WorldModel, params: Any, z: jax.Array, dropout_key
 
 
 def prediction_losses(model: WorldModel, predicted: jax.Array, z: jax.Array) -> PredictionLosses:
-    """Compares predicted frames (B, T - 1, P', C) with frames 1.. of the clips' tokens (B, T, P', C), which get no gradient."""
+    """Compares predicted frames (B, T - 1, P', C) with frames 1.. of tokens (B, T, P', C), which get no gradient."""
     config = model.config
     predicted, target = (layout.without_action(config, x) for x in (predicted, jax.lax.stop_gradient(z[:, 1:])))
     if config.concat_dim == 0:
@@ -104,7 +104,7 @@ def prediction_losses(model: WorldModel, predicted: jax.Array, z: jax.Array) -> 
 
 
 def decoder_losses(model: WorldModel, params: Any, latents: jax.Array, images: jax.Array) -> DecoderLosses:
-    """Compares images decoded from visual latents (B, T, P, D), which get no gradient, with the true ones (B, T, H, H, 3).
+    """Compares images decoded from latents (B, T, P, D), which get no gradient, with the true ones (B, T, H, H, 3).
 
     Where the decoder's images are not as large as the observations, the true ones are resized.
     """
