@@ -9,49 +9,55 @@ import ml_collections
 
 from wmq_jax.models import bundled_config
 
-MODES = ('small',)
+MODES = ("small",)
 
 
-def get_config(mode: str = 'small') -> ml_collections.ConfigDict:
-  """The configuration of a mode: 'small' (half an hour on two cores)."""
-  if mode not in MODES:
-    raise ValueError(f'configs/train_wall.py has the modes {", ".join(MODES)}, not {mode!r}')
-  model = bundled_config().to_dict()
-  model['standardize_latents'] = True  # ours, not DINO-WM's
-  model['predictor']['residual'] = True  # likewise
+def get_config(mode: str = "small") -> ml_collections.ConfigDict:
+    """The configuration of a mode: 'small' (half an hour on two cores)."""
+    if mode not in MODES:
+        raise ValueError(f"configs/train_wall.py has the modes {', '.join(MODES)}, not {mode!r}")
+    model = bundled_config().to_dict()
+    model["standardize_latents"] = True  # ours, not DINO-WM's
+    model["predictor"]["residual"] = True  # likewise
 
-  config = ml_collections.ConfigDict()
-  config.name = f'train-wall-{mode}'
-  config.seed = 0
-  config.env = dict(name='wall', door_y=10, wall_x=32)
-  config.model = model
-  config.data = dict(
-      train=24000,  # trajectories
-      validation=1000,
-      walk=dict(
-          steps=25,  # environment steps of a trajectory
-          scale=(0.5, 9.0),  # deviation of actions, in environment units; drawn per trajectory
-          gaussian=0.5,  # share with independent actions
-          steered=0.25,  # share steered through the door; the rest are smooth walks
-          smoothness=(0.3, 0.95),
-          speed=(1.0, 6.0),
-          limit=14.0,
-      ),
-  )
-  config.encoder = dict(
-      steps=1500, chunk=100, batch=64, learning_rate=2e-3, warmup=100, blurs=(2.0, 4.0, 8.0, 16.0), grid=16
-  )
-  config.predictor = dict(
-      rounds=32, shard=6000, passes=1, batch=128, learning_rate=1e-3, weight_decay=0.01, warmup=200
-  )
-  config.decoder = dict(steps=600, chunk=50, batch=32, learning_rate=1e-3, warmup=50)
-  config.validation = dict(
-      rollouts=256,
-      pictures=4,
-      episodes=100,
-      base_seed=99,
-      horizon=5,
-      iterations=5,
-      planner=dict(samples=64, elites=6, steps=12),
-  )
-  return config
+    config = ml_collections.ConfigDict()
+    config.name = f"train-wall-{mode}"
+    config.seed = 0
+    config.env = dict(name="wall", door_y=10, wall_x=32)
+    config.model = model
+    config.data = dict(
+        train=24000,  # trajectories
+        validation=1000,
+        walk=dict(
+            steps=25,  # environment steps of a trajectory
+            scale=(0.5, 6.0),  # deviation of actions, in environment units; drawn per trajectory
+            gaussian=0.5,  # share with independent actions
+            steered=0.25,  # share steered through the door; the rest are smooth walks
+            smoothness=(0.3, 0.95),
+            speed=(1.0, 5.0),
+        ),
+    )
+    config.encoder = dict(
+        steps=2000,
+        chunk=100,  # steps per compiled call
+        batch=64,
+        slowness=2.0,  # weight of slow features beside telling what the image shows
+        learning_rate=2e-3,
+        warmup=100,
+        blurs=(2.0, 4.0, 8.0, 16.0),  # pixels
+        grid=16,
+    )
+    config.predictor = dict(
+        rounds=40, shard=6000, passes=1, batch=128, learning_rate=1e-3, weight_decay=0.01, warmup=200
+    )
+    config.decoder = dict(steps=1000, chunk=50, batch=32, learning_rate=1e-3, warmup=50)
+    config.validation = dict(
+        rollouts=256,
+        pictures=4,
+        episodes=100,
+        base_seed=99,
+        horizon=5,
+        iterations=5,
+        planner=dict(samples=64, elites=6, steps=12),
+    )
+    return config

@@ -1,10 +1,12 @@
-"""Trains a world model: generates data, pretrains and freezes an encoder, trains predictor and decoder, validates, exports.
+"""Trains a world model: generates data, pretrains and freezes an encoder, trains predictor and decoder, validates,
+exports.
 
     python -m experiments.train --config=configs/train_wall.py:small
     python -m experiments.train --config=configs/train_wall.py:small --config.seed=1 --workdir=results/seed1
 
-Any field of the config can be set as --config.path=value; the file documents them. The same command again resumes where it was stopped, or
-says that all is done. The trained model is the folder model/ of the workdir, and can be given to a sweep as its checkpoint.
+Any field of the config can be set as --config.path=value; the file documents them. The same command again resumes
+where it was stopped, or says that all is done. The trained model is the folder model/ of the workdir, and can be
+given to a sweep as its checkpoint.
 """
 
 from typing import Any
@@ -13,20 +15,22 @@ from absl import flags
 
 from wmq_jax import cli
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; results/<name of the config>-seed<seed> if not given.')
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; results/<name of the config>-seed<seed> if not given."
+)
 
 
 def main(config: dict[str, Any]) -> None:
-  """Checks, then trains what is not trained yet."""
-  with cli.one_sentence_errors():
-    from wmq_jax import training
-    from wmq_jax.sweep.provenance import git_revision, versions
+    """Checks, then trains what is not trained yet."""
+    with cli.one_sentence_errors():
+        from wmq_jax import training
+        from wmq_jax.sweep.provenance import git_revision, versions
 
-    settings = training.check_settings(config)
-    folder = _WORKDIR.value or f'results/{settings.name}-seed{settings.seed}'
-    folder = training.open_workdir(folder, config, {'versions': versions(), 'git_revision': git_revision()})
-  training.train(settings, folder)
+        settings = training.check_settings(config)
+        folder = _WORKDIR.value or f"results/{settings.name}-seed{settings.seed}"
+        folder = training.open_workdir(folder, config, {"versions": versions(), "git_revision": git_revision()})
+    training.train(settings, folder)
 
 
-if __name__ == '__main__':
-  cli.run(main, config='configs/train_wall.py:small')
+if __name__ == "__main__":
+    cli.run(main, config="configs/train_wall.py:small")

@@ -9,8 +9,8 @@ from wmq_jax.envs import Wall
 from wmq_jax.models import WorldModel
 from wmq_jax.training.convolution import convolve_by_matmul
 from wmq_jax.training.frames import encode_visual, render
-from wmq_jax.training.losses import decoder_losses
 from wmq_jax.training.loop import Stage, TrainState
+from wmq_jax.training.losses import decoder_losses
 from wmq_jax.training.optimizer import LearningRates, official_optimizer
 from wmq_jax.training.schedule import warmup_cosine
 from wmq_jax.training.settings import DecoderSettings
@@ -19,39 +19,40 @@ from wmq_jax.training.settings import DecoderSettings
 def decoder_stage(
     model: WorldModel, params: Any, env: Wall, states: jax.Array, key: jax.Array, settings: DecoderSettings
 ) -> Stage:
-  """The stage that trains `params['decoder']` to redraw frames from their latents.
+    """The stage that trains `params['decoder']` to redraw frames from their latents.
 
-  Args:
-    model: the world model.
-    params: its parameters; the encoder and its statistics are read and not changed.
-    env: draws the frames.
-    states: (M, s) states of the training trajectories.
-    key: of the batches.
-    settings: sizes and rates.
-  """
-  rate = warmup_cosine(settings.learning_rate, settings.warmup, settings.steps)
-  optimizer = official_optimizer(LearningRates(decoder=rate))
-  on_cpu = jax.default_backend() == 'cpu'
+    Args:
+      model: the world model.
+      params: its parameters; the encoder and its statistics are read and not changed.
+      env: draws the frames.
+      states: (N, T + 1, s) states of the training trajectories.
+      key: of the batches.
+      settings: sizes and rates.
+    """
+    rate = warmup_cosine(settings.learning_rate, settings.warmup, settings.steps)
+    optimizer = official_optimizer(LearningRates(decoder=rate))
+    on_cpu = jax.default_backend() == "cpu"
 
-  def init() -> TrainState:
-    trained = {'decoder': params['decoder']}
-    return TrainState(trained, optimizer.init(trained))
+    def init() -> TrainState:
+        trained = {"decoder": params["decoder"]}
+        return TrainState(trained, optimizer.init(trained))
 
-  def loss(trained, images):
-    latents = encode_visual(model, params, images)
-    with convolve_by_matmul(on_cpu):
-      return decoder_losses(model, {**params, **trained}, latents[:, None], images[:, None]).total
+    def loss(trained, images):
+        latents = encode_visual(model, params, images)
+        with convolve_by_matmul(on_cpu):
+            return decoder_losses(model, {**params, **trained}, latents[:, None], images[:, None]).total
 
-  def step(state, step_key, states):
-    batch = states[jax.random.randint(step_key, (settings.batch,), 0, states.shape[0])]
-    pixel, gradient = jax.value_and_grad(loss)(state.params, render(env, batch))
-    updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
-    return TrainState(optax.apply_updates(state.params, updates), opt_state), pixel
+    def step(state, step_key, states):
+        flat = states.reshape(-1, states.shape[-1])
+        batch = flat[jax.random.randint(step_key, (settings.batch,), 0, flat.shape[0])]
+        pixel, gradient = jax.value_and_grad(loss)(state.params, render(env, batch))
+        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
+        return TrainState(optax.apply_updates(state.params, updates), opt_state), pixel
 
-  @jax.jit
-  def chunk(state, index, states):
-    keys = jax.random.split(jax.random.fold_in(key, index), settings.chunk)
-    state, pixel = jax.lax.scan(lambda state, step_key: step(state, step_key, states), state, keys)
-    return state, {'pixel': pixel.mean()}
+    @jax.jit
+    def chunk(state, index, states):
+        keys = jax.random.split(jax.random.fold_in(key, index), settings.chunk)
+        state, pixel = jax.lax.scan(lambda state, step_key: step(state, step_key, states), state, keys)
+        return state, {"pixel": pixel.mean()}
 
-  return Stage('decoder', settings.steps // settings.chunk, init, lambda state, index: chunk(state, index, states))
+    return Stage("decoder", settings.steps // settings.chunk, init, lambda state, index: chunk(state, index, states))

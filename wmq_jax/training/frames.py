@@ -9,49 +9,50 @@ from wmq_jax.data import Normalizer, Trajectories
 from wmq_jax.envs import Wall
 from wmq_jax.models import WorldModel, normalize_image
 
+
 class Frames(NamedTuple):
-  """What training sees of N trajectories at F moments, images apart, which are drawn from the states.
+    """What training sees of N trajectories at F moments, images apart, which are drawn from the states.
 
-  Attributes:
-    states: (N, F, s).
-    proprio: (N, F, p), normalised.
-    actions: (N, F, A) normalised model actions; `actions[:, t]` leads to frame t + 1, and the last one is zero.
-  """
+    Attributes:
+      states: (N, F, s).
+      proprio: (N, F, p), normalised.
+      actions: (N, F, A) normalised model actions; `actions[:, t]` leads to frame t + 1, and the last one is zero.
+    """
 
-  states: jax.Array
-  proprio: jax.Array
-  actions: jax.Array
+    states: jax.Array
+    proprio: jax.Array
+    actions: jax.Array
 
 
 _BLOCK = 256  # frames encoded together
 
 
 def render(env: Wall, states: jax.Array) -> jax.Array:
-  """Images (..., H, H, 3), float32 in [-1, 1], of states (..., s)."""
-  flat = states.reshape(-1, states.shape[-1])
-  images = normalize_image(jax.vmap(lambda state: env.observe(state).visual)(flat))
-  return images.reshape(*states.shape[:-1], *images.shape[1:])
+    """Images (..., H, H, 3), float32 in [-1, 1], of states (..., s)."""
+    flat = states.reshape(-1, states.shape[-1])
+    images = normalize_image(jax.vmap(lambda state: env.observe(state).visual)(flat))
+    return images.reshape(*states.shape[:-1], *images.shape[1:])
 
 
 def encode_visual(model: WorldModel, params: Any, images: jax.Array) -> jax.Array:
-  """Visual latents (B, P, D) of images (B, H, H, 3)."""
-  no_proprio = jnp.zeros((images.shape[0], 1, model.config.proprio_dim))
-  return model.apply({'params': params}, images[:, None], no_proprio, method='encode_obs').visual[:, 0]
+    """Visual latents (B, P, D) of images (B, H, H, 3)."""
+    no_proprio = jnp.zeros((images.shape[0], 1, model.config.proprio_dim))
+    return model.apply({"params": params}, images[:, None], no_proprio, method="encode_obs").visual[:, 0]
 
 
 def encode_states(model: WorldModel, params: Any, env: Wall, states: jax.Array) -> jax.Array:
-  """Visual latents (..., P, D) of states (..., s); frames are rendered and encoded in blocks, so memory stays small."""
-  flat = states.reshape(-1, states.shape[-1])
-  blocks = -(-flat.shape[0] // _BLOCK)
-  padded = jnp.resize(flat, (blocks * _BLOCK, flat.shape[1])).reshape(blocks, _BLOCK, -1)
-  latents = jax.lax.map(lambda block: encode_visual(model, params, render(env, block)), padded)
-  latents = latents.reshape(blocks * _BLOCK, *latents.shape[2:])[: flat.shape[0]]
-  return latents.reshape(*states.shape[:-1], *latents.shape[1:])
+    """Visual latents (..., P, D) of states (..., s), rendered and encoded in blocks so that memory stays small."""
+    flat = states.reshape(-1, states.shape[-1])
+    blocks = -(-flat.shape[0] // _BLOCK)
+    padded = jnp.resize(flat, (blocks * _BLOCK, flat.shape[1])).reshape(blocks, _BLOCK, -1)
+    latents = jax.lax.map(lambda block: encode_visual(model, params, render(env, block)), padded)
+    latents = latents.reshape(blocks * _BLOCK, *latents.shape[2:])[: flat.shape[0]]
+    return latents.reshape(*states.shape[:-1], *latents.shape[1:])
 
 
 def frames_of(trajectories: Trajectories, env: Wall, normalizer: Normalizer, frameskip: int) -> Frames:
-  """Every `frameskip`-th moment of trajectories, and the model actions between them."""
-  states = jnp.asarray(trajectories.states[:, ::frameskip])
-  proprio = jax.jit(jax.vmap(jax.vmap(lambda state: env.observe(state).proprio)))(states)
-  actions = normalizer.to_model_actions(jnp.asarray(trajectories.actions), frameskip)
-  return Frames(states, normalizer.normalize_proprio(proprio), jnp.pad(actions, [(0, 0), (0, 1), (0, 0)]))
+    """Every `frameskip`-th moment of trajectories, and the model actions between them."""
+    states = jnp.asarray(trajectories.states[:, ::frameskip])
+    proprio = jax.jit(jax.vmap(jax.vmap(lambda state: env.observe(state).proprio)))(states)
+    actions = normalizer.to_model_actions(jnp.asarray(trajectories.actions), frameskip)
+    return Frames(states, normalizer.normalize_proprio(proprio), jnp.pad(actions, [(0, 0), (0, 1), (0, 0)]))

@@ -1,14 +1,14 @@
 """A training stage: a pure step scanned in chunks, saved as it goes, and continued bit for bit after a kill.
 
-The state after chunk c is a function of the settings alone: the keys of its steps are folded from their indices, never carried, so a
-run that was stopped and resumed passes through the same states as one that was not.
+The state after chunk c is a function of the settings alone: the keys of its steps are folded from their indices,
+never carried, so a run that was stopped and resumed passes through the same states as one that was not.
 """
 
-from collections.abc import Callable, Mapping
 import json
-from pathlib import Path
 import shutil
 import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -17,126 +17,136 @@ import numpy as np
 from wmq_jax import io
 from wmq_jax.io.orbax import restore_tree, save_tree
 
-_PROGRESS, _METRICS = 'progress.json', 'metrics.jsonl'
+_PROGRESS, _METRICS = "progress.json", "metrics.jsonl"
 
 
 class TrainState(NamedTuple):
-  """What a chunk changes.
+    """What a chunk changes.
 
-  Attributes:
-    params: the trained parameters.
-    opt_state: the optimizer's state.
-  """
+    Attributes:
+      params: the trained parameters.
+      opt_state: the optimizer's state.
+    """
 
-  params: Any
-  opt_state: Any
+    params: Any
+    opt_state: Any
 
 
 class Stage(NamedTuple):
-  """One stage of a training run.
+    """One stage of a training run.
 
-  Attributes:
-    name: also the name of its folder.
-    chunks: how many calls of `chunk` complete it.
-    init: the state before the first.
-    chunk: `(state, index) -> (state, metrics)`: some optimizer steps and their mean losses, as scalars.
-  """
+    Attributes:
+      name: also the name of its folder.
+      chunks: how many calls of `chunk` complete it.
+      init: the state before the first.
+      chunk: `(state, index) -> (state, metrics)`: some optimizer steps and their mean losses, as scalars.
+    """
 
-  name: str
-  chunks: int
-  init: Callable[[], TrainState]
-  chunk: Callable[[TrainState, int], tuple[TrainState, Mapping[str, Any]]]
+    name: str
+    chunks: int
+    init: Callable[[], TrainState]
+    chunk: Callable[[TrainState, int], tuple[TrainState, Mapping[str, Any]]]
 
 
 class StageResult(NamedTuple):
-  """The end of a stage.
+    """The end of a stage.
 
-  Attributes:
-    state: the last state.
-    metrics: of the last chunk.
-    seconds: computing time over all sessions, compilation included.
-  """
+    Attributes:
+      state: the last state.
+      metrics: of the last chunk.
+      seconds: computing time over all sessions, compilation included.
+    """
 
-  state: TrainState
-  metrics: dict[str, float]
-  seconds: float
+    state: TrainState
+    metrics: dict[str, float]
+    seconds: float
 
 
 def run_stage(stage: Stage, workdir: Path, log: Callable[[str], None], save_every: float = 20.0) -> StageResult:
-  """Runs a stage to its end, from where an earlier session left it.
+    """Runs a stage to its end, from where an earlier session left it.
 
-  Args:
-    stage: what to run.
-    workdir: folder of the run; the stage keeps `workdir / stage.name`.
-    log: takes progress lines.
-    save_every: seconds between two saved states; the last one is always saved.
+    Args:
+      stage: what to run.
+      workdir: folder of the run; the stage keeps `workdir / stage.name`.
+      log: takes progress lines.
+      save_every: seconds between two saved states; the last one is always saved.
 
-  Raises:
-    FloatingPointError: a loss is no longer finite; the last saved state stays.
-    ValueError: the folder is damaged.
-  """
-  folder = workdir / stage.name
-  folder.mkdir(parents=True, exist_ok=True)
-  state, done, seconds = _load(stage, folder)
-  metrics = _keep_metrics(folder, done)
-  if done == stage.chunks:
-    log(f'{stage.name}: done before')
+    Raises:
+      FloatingPointError: a loss is no longer finite; the last saved state stays.
+      ValueError: the folder is damaged.
+    """
+    folder = workdir / stage.name
+    folder.mkdir(parents=True, exist_ok=True)
+    state, done, seconds = _load(stage, folder)
+    metrics = _keep_metrics(folder, done)
+    if done == stage.chunks:
+        log(f"{stage.name}: done before")
+        return StageResult(state, metrics, seconds)
+    if done:
+        log(f"{stage.name}: resumes after chunk {done} of {stage.chunks}")
+    began = saved = time.monotonic()
+    before = seconds
+    for index in range(done, stage.chunks):
+        state, values = stage.chunk(state, index)
+        metrics = {name: float(value) for name, value in values.items()}
+        now = time.monotonic()
+        seconds = before + now - began
+        if not np.isfinite(list(metrics.values())).all():
+            raise FloatingPointError(
+                f"{stage.name}: a loss is not finite in chunk {index + 1} of {stage.chunks}: {metrics}"
+            )
+        io.append_line(folder / _METRICS, json.dumps({"chunk": index + 1, **metrics}))
+        rate = (now - began) / (index + 1 - done)
+        log(_progress_line(stage, index + 1, metrics, rate))
+        if index + 1 == stage.chunks or now - saved >= save_every:
+            _save(folder, state, index + 1, seconds)
+            saved = time.monotonic()
     return StageResult(state, metrics, seconds)
-  if done:
-    log(f'{stage.name}: resumes after chunk {done} of {stage.chunks}')
-  began = saved = time.monotonic()
-  before = seconds
-  for index in range(done, stage.chunks):
-    state, values = stage.chunk(state, index)
-    metrics = {name: float(value) for name, value in values.items()}
-    now = time.monotonic()
-    seconds = before + now - began
-    if not np.isfinite(list(metrics.values())).all():
-      raise FloatingPointError(f'{stage.name}: a loss is not finite in chunk {index + 1} of {stage.chunks}: {metrics}')
-    io.append_line(folder / _METRICS, json.dumps({'chunk': index + 1, **metrics}))
-    rate = (now - began) / (index + 1 - done)
-    log(_progress_line(stage, index + 1, metrics, rate))
-    if index + 1 == stage.chunks or now - saved >= save_every:
-      _save(folder, state, index + 1, seconds)
-      saved = time.monotonic()
-  return StageResult(state, metrics, seconds)
 
 
 def _progress_line(stage: Stage, done: int, metrics: Mapping[str, float], rate: float) -> str:
-  losses = ', '.join(f'{name} {value:.4g}' for name, value in metrics.items())
-  left = rate * (stage.chunks - done)
-  return f'{stage.name} {done}/{stage.chunks}: {losses} ({left / 60:.1f} min left)'
+    losses = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
+    left = rate * (stage.chunks - done)
+    return f"{stage.name} {done}/{stage.chunks}: {losses} ({left / 60:.1f} min left)"
 
 
 def _save(folder: Path, state: TrainState, done: int, seconds: float) -> None:
-  """Saves a state; the progress file is the moment at which it counts."""
-  name = f'state_{done:06d}'
-  shutil.rmtree(folder / name, ignore_errors=True)  # left by a kill between the two writes
-  save_tree(folder / name, state._asdict())
-  io.write_json(folder / _PROGRESS, {'chunks': done, 'seconds': seconds})
-  for old in folder.glob('state_*'):
-    if old.name != name:
-      shutil.rmtree(old)
+    """Saves a state; the progress file is the moment at which it counts."""
+    name = f"state_{done:06d}"
+    shutil.rmtree(folder / name, ignore_errors=True)  # left by a kill between the two writes
+    save_tree(folder / name, state._asdict())
+    io.write_json(folder / _PROGRESS, {"chunks": done, "seconds": seconds})
+    _drop_other_states(folder, name)
+
+
+def _drop_other_states(folder: Path, name: str) -> None:
+    for other in folder.glob("state_*"):
+        if other.name != name:
+            shutil.rmtree(other)
 
 
 def _load(stage: Stage, folder: Path) -> tuple[TrainState, int, float]:
-  """The latest saved state, the number of chunks behind it and the seconds they took."""
-  if not (folder / _PROGRESS).exists():
-    return stage.init(), 0, 0.0
-  try:
-    progress = json.loads((folder / _PROGRESS).read_text('utf-8'))
-    done, seconds = int(progress['chunks']), float(progress['seconds'])
-  except (ValueError, KeyError, TypeError) as error:
-    raise ValueError(f'{folder / _PROGRESS} is damaged ({error}); delete {folder} to train this stage anew') from None
-  like = jax.eval_shape(stage.init)
-  saved = restore_tree(folder / f'state_{done:06d}', like._asdict())
-  return TrainState(**jax.tree.map(jax.numpy.asarray, saved)), done, seconds
+    """The latest saved state, the number of chunks behind it and the seconds they took."""
+    if not (folder / _PROGRESS).exists():
+        return stage.init(), 0, 0.0
+    try:
+        progress = json.loads((folder / _PROGRESS).read_text("utf-8"))
+        done, seconds = int(progress["chunks"]), float(progress["seconds"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / _PROGRESS} is damaged ({error}); delete {folder} to train this stage anew"
+        ) from None
+    name = f"state_{done:06d}"
+    like = jax.eval_shape(stage.init)
+    saved = restore_tree(folder / name, like._asdict())
+    _drop_other_states(folder, name)  # left by a kill
+    return TrainState(**jax.tree.map(jax.numpy.asarray, saved)), done, seconds
 
 
 def _keep_metrics(folder: Path, done: int) -> dict[str, float]:
-  """Drops the lines of chunks that will be computed again; returns the last of the others."""
-  path = folder / _METRICS
-  lines = path.read_text('utf-8').splitlines()[:done] if path.exists() else []
-  io.write_text(path, ''.join(line + '\n' for line in lines))
-  last = json.loads(lines[-1]) if lines else {}
-  return {name: value for name, value in last.items() if name != 'chunk'}
+    """Drops the lines of chunks that will be computed again; returns the last of the others."""
+    path = folder / _METRICS
+    lines = path.read_text("utf-8").splitlines()[:done] if path.exists() else []
+    io.write_text(path, "".join(line + "\n" for line in lines))
+    last = json.loads(lines[-1]) if lines else {}
+    return {name: value for name, value in last.items() if name != "chunk"}

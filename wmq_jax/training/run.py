@@ -1,14 +1,14 @@
 """A whole training run: data, encoder, predictor, decoder, validation, and the checkpoint that planners load.
 
-The workdir holds config.json, data/, a folder per stage, model/ (the checkpoint), rollouts.png and, in the end, summary.json. Every part is
-written once it is complete, so the same command again goes on where the last one stopped.
+The workdir holds config.json, data/, a folder per stage, model/ (the checkpoint), rollouts.png and, in the end,
+summary.json. Every part is written once it is complete, so the same command again goes on where the last one stopped.
 """
 
-from collections.abc import Callable, Mapping
 import json
-from pathlib import Path
 import shutil
 import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,10 +18,11 @@ import numpy as np
 from wmq_jax import io
 from wmq_jax.checkpoints import native
 from wmq_jax.data import Normalizer, Trajectories, load_trajectories, save_trajectories
+from wmq_jax.envs import make_manifest
 from wmq_jax.models import WorldModel
 from wmq_jax.planning import MPCConfig, Problem, make_objective, world_model
 from wmq_jax.training.decoder import decoder_stage
-from wmq_jax.training.development import development_episodes, plan_episodes
+from wmq_jax.training.development import plan_episodes
 from wmq_jax.training.encoder import encoder_stage, feature_statistics
 from wmq_jax.training.frames import Frames, frames_of
 from wmq_jax.training.generate import generate_trajectories
@@ -31,173 +32,173 @@ from wmq_jax.training.settings import TrainSettings
 from wmq_jax.training.validation import draw_rollouts, imagine_trajectories
 
 Log = Callable[[str], None]
-_SUMMARY = 'summary.json'
-# DINOv2's initial position table (deviation 0.02) is lost beside the patches' own features, and a small encoder then takes thousands of
-# steps to learn where a patch is.
+_SUMMARY = "summary.json"
+# DINOv2's initial position table (deviation 0.02) is lost beside the patches' own features, and a small encoder then
+# takes thousands of steps to learn where a patch is.
 _POSITION_GAIN = 25.0
 
 
 def open_workdir(workdir: str | Path, config: Mapping[str, Any], provenance: Mapping[str, Any]) -> Path:
-  """Creates the folder of a run, or checks that an existing one belongs to the same config.
+    """Creates the folder of a run, or checks that an existing one belongs to the same config.
 
-  Raises:
-    ValueError: the folder holds a run of another config; the message names a field that differs.
-    OSError: the folder cannot be written.
-  """
-  workdir = Path(workdir).absolute()
-  workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / 'config.json'
-  resolved = json.loads(json.dumps(dict(config)))
-  if not path.exists():
-    io.write_json(path, {'config': resolved, **provenance})
+    Raises:
+      ValueError: the folder holds a run of another config; the message names a field that differs.
+      OSError: the folder cannot be written.
+    """
+    workdir = Path(workdir).absolute()
+    workdir.mkdir(parents=True, exist_ok=True)
+    path = workdir / "config.json"
+    resolved = json.loads(json.dumps(dict(config)))
+    if not path.exists():
+        io.write_json(path, {"config": resolved, **provenance})
+        return workdir
+    try:
+        recorded = json.loads(path.read_text("utf-8"))["config"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path} is damaged; give another --workdir") from None
+    different = _first_difference(recorded, resolved)
+    if different:
+        raise ValueError(f"{workdir} holds a run whose config has another {different}; give another --workdir")
     return workdir
-  try:
-    recorded = json.loads(path.read_text('utf-8'))['config']
-  except (ValueError, KeyError, TypeError):
-    raise ValueError(f'{path} is damaged; give another --workdir') from None
-  different = _first_difference(recorded, resolved)
-  if different:
-    raise ValueError(f'{workdir} holds a run whose config has another {different}; give another --workdir')
-  return workdir
 
 
 def train(settings: TrainSettings, workdir: Path, log: Log = print) -> dict[str, Any]:
-  """Runs every stage that is not done yet.
+    """Runs every stage that is not done yet.
 
-  Args:
-    settings: what to train.
-    workdir: a folder of `open_workdir`.
-    log: takes progress lines.
+    Args:
+      settings: what to train.
+      workdir: a folder of `open_workdir`.
+      log: takes progress lines.
 
-  Returns:
-    What summary.json holds: minutes and last losses per stage, validation errors, development success.
-  """
-  summary_path = workdir / _SUMMARY
-  if summary_path.exists():
-    log(f'all is done: the model is {workdir / "model"}, the figures are in {summary_path}')
-    return json.loads(summary_path.read_text('utf-8'))
-  began = time.monotonic()
-  key = jax.random.key(settings.seed)
-  data_key, order_key, init_key, encoder_key, predictor_key, decoder_key = jax.random.split(key, 6)
-  training, validation = _trajectories(settings, workdir, data_key, log)
-  normalizer = Normalizer.fit(training.actions, training.states)
-  model = WorldModel(settings.model)
-  params = init_params(model, init_key)
-  states = jnp.asarray(training.states.reshape(-1, training.states.shape[-1]))
-  states = jax.random.permutation(order_key, states)
-  data_seconds = time.monotonic() - began
+    Returns:
+      What summary.json holds: minutes and last losses per stage, validation errors, development success.
+    """
+    summary_path = workdir / _SUMMARY
+    if summary_path.exists():
+        log(f"all is done: the model is {workdir / 'model'}, the figures are in {summary_path}")
+        return json.loads(summary_path.read_text("utf-8"))
+    began = time.monotonic()
+    key = jax.random.key(settings.seed)
+    data_key, init_key, encoder_key, predictor_key, decoder_key = jax.random.split(key, 5)
+    training, validation = _trajectories(settings, workdir, data_key, log)
+    normalizer = Normalizer.fit(training.actions, training.states)
+    model = WorldModel(settings.model)
+    params = init_params(model, init_key)
+    states = jnp.asarray(training.states)
+    data_seconds = time.monotonic() - began
 
-  results: dict[str, StageResult] = {}
-  results['encoder'] = run_stage(
-      encoder_stage(model, params, settings.env, states, encoder_key, settings.encoder), workdir, log
-  )
-  params = {**params, 'encoder': results['encoder'].state.params['encoder']}
-  if settings.model.standardize_latents:
-    params['encoder_stats'] = feature_statistics(model, params, settings.env, states)
+    results: dict[str, StageResult] = {}
+    results["encoder"] = run_stage(
+        encoder_stage(model, params, settings.env, states, encoder_key, settings.encoder), workdir, log
+    )
+    params = {**params, "encoder": results["encoder"].state.params["encoder"]}
+    if settings.model.standardize_latents:
+        params["encoder_stats"] = feature_statistics(model, params, settings.env, states)
 
-  frames = _frames(settings, training, normalizer)
-  results['predictor'] = run_stage(
-      predictor_stage(model, params, settings.env, frames, predictor_key, settings.predictor), workdir, log
-  )
-  params = {**params, **results['predictor'].state.params}
+    frames = _frames(settings, training, normalizer)
+    results["predictor"] = run_stage(
+        predictor_stage(model, params, settings.env, frames, predictor_key, settings.predictor), workdir, log
+    )
+    params = {**params, **results["predictor"].state.params}
 
-  results['decoder'] = run_stage(
-      decoder_stage(model, params, settings.env, states, decoder_key, settings.decoder), workdir, log
-  )
-  params = {**params, **results['decoder'].state.params}
+    results["decoder"] = run_stage(
+        decoder_stage(model, params, settings.env, states, decoder_key, settings.decoder), workdir, log
+    )
+    params = {**params, **results["decoder"].state.params}
 
-  began = time.monotonic()
-  summary = {'stages': {name: _stage_summary(result) for name, result in results.items()}}
-  summary['stages']['data'] = {'minutes': round(data_seconds / 60, 2)}
-  summary['validation'] = _validate(settings, model, params, validation, normalizer, workdir)
-  _export(settings, workdir, params, normalizer, summary)
-  summary['development'] = _plan(settings, model, params, normalizer, log)
-  summary['stages']['validation'] = {'minutes': round((time.monotonic() - began) / 60, 2)}
-  io.write_json(summary_path, summary)
-  log(json.dumps(summary, indent=2))
-  return summary
+    began = time.monotonic()
+    summary = {"stages": {name: _stage_summary(result) for name, result in results.items()}}
+    summary["stages"]["data"] = {"minutes": round(data_seconds / 60, 2)}
+    summary["validation"] = _validate(settings, model, params, validation, normalizer, workdir)
+    _export(settings, workdir, params, normalizer, summary)
+    summary["development"] = _plan(settings, model, params, normalizer, log)
+    summary["stages"]["validation"] = {"minutes": round((time.monotonic() - began) / 60, 2)}
+    io.write_json(summary_path, summary)
+    log(json.dumps(summary, indent=2))
+    return summary
 
 
 def init_params(model: WorldModel, key: jax.Array) -> dict[str, Any]:
-  """Random parameters of a world model; the encoder's position table is drawn wide (see `_POSITION_GAIN`)."""
-  config = model.config
-  sizes = (config.image_size, config.image_size, 3), (config.proprio_dim,), (config.action_dim,)
-  params = dict(jax.jit(model.init)(key, *(jnp.zeros((1, 1, *size)) for size in sizes))['params'])
-  encoder = params['encoder']
-  return {**params, 'encoder': {**encoder, 'pos_embed': _POSITION_GAIN * encoder['pos_embed']}}
+    """Random parameters of a world model; the encoder's position table is drawn wide (see `_POSITION_GAIN`)."""
+    config = model.config
+    sizes = (config.image_size, config.image_size, 3), (config.proprio_dim,), (config.action_dim,)
+    params = dict(jax.jit(model.init)(key, *(jnp.zeros((1, 1, *size)) for size in sizes))["params"])
+    encoder = params["encoder"]
+    return {**params, "encoder": {**encoder, "pos_embed": _POSITION_GAIN * encoder["pos_embed"]}}
 
 
 def _trajectories(settings: TrainSettings, workdir: Path, key: jax.Array, log: Log) -> list[Trajectories]:
-  """Training and validation trajectories, from disk where an earlier session left them."""
-  folder = workdir / 'data'
-  folder.mkdir(exist_ok=True)
-  parts = []
-  for name, part_key in zip(('train', 'validation'), jax.random.split(key), strict=True):
-    path = folder / f'{name}.npz'
-    if not path.exists():
-      count = getattr(settings.data, name)
-      log(f'data: generates {count} {name} trajectories of {settings.data.walk.steps} steps')
-      part = generate_trajectories(part_key, settings.env, count, settings.data.walk)
-      save_trajectories(path, part, {'env': 'wall', 'door_y': settings.env.door_y, 'wall_x': settings.env.wall_x})
-    parts.append(load_trajectories(path)[0])
-  return parts
+    """Training and validation trajectories, from disk where an earlier session left them."""
+    folder = workdir / "data"
+    folder.mkdir(exist_ok=True)
+    parts = []
+    for name, part_key in zip(("train", "validation"), jax.random.split(key), strict=True):
+        path = folder / f"{name}.npz"
+        if not path.exists():
+            count = getattr(settings.data, name)
+            log(f"data: generates {count} {name} trajectories of {settings.data.walk.steps} steps")
+            part = generate_trajectories(part_key, settings.env, count, settings.data.walk)
+            save_trajectories(path, part, {"env": "wall", "door_y": settings.env.door_y, "wall_x": settings.env.wall_x})
+        parts.append(load_trajectories(path)[0])
+    return parts
 
 
 def _frames(settings: TrainSettings, trajectories: Trajectories, normalizer: Normalizer) -> Frames:
-  return frames_of(trajectories, settings.env, normalizer, settings.model.frameskip)
+    return frames_of(trajectories, settings.env, normalizer, settings.model.frameskip)
 
 
 def _stage_summary(result: StageResult) -> dict[str, float]:
-  return {'minutes': round(result.seconds / 60, 2), **{name: round(x, 6) for name, x in result.metrics.items()}}
+    return {"minutes": round(result.seconds / 60, 2), **{name: round(x, 6) for name, x in result.metrics.items()}}
 
 
 def _validate(settings, model, params, trajectories, normalizer, workdir) -> dict[str, list[float]]:
-  """Errors of open-loop imagination by frame, and rollouts.png."""
-  frames = jax.tree.map(lambda x: x[: settings.validation.rollouts], _frames(settings, trajectories, normalizer))
-  rollouts = imagine_trajectories(model, params, settings.env, frames)
-  if settings.validation.pictures:
-    draw_rollouts(workdir / 'rollouts.png', rollouts, settings.validation.pictures)
-  errors = rollouts._asdict()
-  del errors['truth'], errors['imagined']
-  return {name: [round(float(x), 6) for x in values[1:]] for name, values in errors.items()}
+    """Errors of open-loop imagination by frame, and rollouts.png."""
+    frames = jax.tree.map(lambda x: x[: settings.validation.rollouts], _frames(settings, trajectories, normalizer))
+    rollouts = imagine_trajectories(model, params, settings.env, frames)
+    if settings.validation.pictures:
+        draw_rollouts(workdir / "rollouts.png", rollouts, settings.validation.pictures)
+    errors = rollouts._asdict()
+    del errors["truth"], errors["imagined"]
+    return {name: [round(float(x), 6) for x in values[1:]] for name, values in errors.items()}
 
 
 def _export(settings, workdir, params, normalizer, summary) -> None:
-  """Writes the checkpoint anew: a kill may have left a part of it."""
-  shutil.rmtree(workdir / 'model', ignore_errors=True)
-  metadata = {'name': settings.name, 'seed': settings.seed, 'env': 'wall', **summary}
-  native.save_model(workdir / 'model', settings.model, params, normalizer, metadata)
+    """Writes the checkpoint anew: a kill may have left a part of it."""
+    shutil.rmtree(workdir / "model", ignore_errors=True)
+    metadata = {"name": settings.name, "seed": settings.seed, "env": "wall", **summary}
+    native.save_model(workdir / "model", settings.model, params, normalizer, metadata)
 
 
 def _plan(settings, model, params, normalizer, log: Log) -> dict[str, Any]:
-  """Success on development episodes after every MPC iteration."""
-  chosen = settings.validation
-  if not chosen.episodes:
-    return {}
-  log(f'validation: plans {chosen.episodes} development episodes')
-  problem = Problem(
-      model=world_model(settings.model, model.apply, normalizer),
-      env=settings.env,
-      objective=make_objective(),
-      config=MPCConfig(planner=chosen.planner, horizon=chosen.horizon, iterations=chosen.iterations),
-      normalizer=normalizer,
-      frameskip=settings.model.frameskip,
-  )
-  starts, goals = development_episodes(settings.env, chosen.episodes, chosen.base_seed)
-  run = jax.jit(lambda variables, starts, goals: plan_episodes(problem, variables, starts, goals))
-  success = np.asarray(run({'params': params}, starts, goals))
-  return {'episodes': chosen.episodes, 'success': [round(float(x), 4) for x in success.mean(axis=0)]}
+    """Success on development episodes after every MPC iteration."""
+    chosen = settings.validation
+    if not chosen.episodes:
+        return {}
+    log(f"validation: plans {chosen.episodes} development episodes")
+    problem = Problem(
+        model=world_model(settings.model, model.apply, normalizer),
+        env=settings.env,
+        objective=make_objective(),
+        config=MPCConfig(planner=chosen.planner, horizon=chosen.horizon, iterations=chosen.iterations),
+        normalizer=normalizer,
+        frameskip=settings.model.frameskip,
+    )
+    episodes = make_manifest(settings.env, "development", chosen.episodes, chosen.base_seed)
+    starts, goals = (jnp.asarray(states, jnp.float32) for states in (episodes.init, episodes.goal))
+    run = jax.jit(lambda variables, starts, goals: plan_episodes(problem, variables, starts, goals))
+    success = np.asarray(run({"params": params}, starts, goals))
+    return {"episodes": chosen.episodes, "success": [round(float(x), 4) for x in success.mean(axis=0)]}
 
 
-def _first_difference(a: Any, b: Any, where: str = '') -> str:
-  """The path of a field in which two JSON values differ; empty if they are equal."""
-  if isinstance(a, dict) and isinstance(b, dict):
-    for name in sorted(a.keys() | b.keys()):
-      path = f'{where}.{name}' if where else name
-      if name not in a or name not in b:
-        return path
-      found = _first_difference(a[name], b[name], path)
-      if found:
-        return found
-    return ''
-  return '' if a == b else where
+def _first_difference(a: Any, b: Any, where: str = "") -> str:
+    """The path of a field in which two JSON values differ; empty if they are equal."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        for name in sorted(a.keys() | b.keys()):
+            path = f"{where}.{name}" if where else name
+            if name not in a or name not in b:
+                return path
+            found = _first_difference(a[name], b[name], path)
+            if found:
+                return found
+        return ""
+    return "" if a == b else where

@@ -1,7 +1,8 @@
 """Settings of a training run: a resolved config, checked before anything is generated or compiled."""
 
-from collections.abc import Mapping
 import dataclasses
+import math
+from collections.abc import Mapping
 from typing import Any
 
 from wmq_jax.envs import Wall, make_env
@@ -12,179 +13,187 @@ from wmq_jax.training.generate import WalkConfig
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
-  """The trajectories: `train` and `validation` of them, moving as `walk` says."""
+    """The trajectories: `train` and `validation` of them, moving as `walk` says."""
 
-  train: int
-  validation: int
-  walk: WalkConfig
+    train: int
+    validation: int
+    walk: WalkConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class EncoderSettings:
-  """Pretraining of the encoder.
+    """Pretraining of the encoder.
 
-  Attributes:
-    steps: optimizer steps.
-    chunk: steps per compiled call, between two progress lines; divides `steps`.
-    batch: images per step.
-    learning_rate: peak of AdamW's warm-up and cosine decay.
-    warmup: steps of the warm-up.
-    blurs: standard deviations of the views, in pixels of the observation.
-    grid: side of a view, in samples; a multiple of the encoder's grid.
-  """
+    Attributes:
+      steps: optimizer steps.
+      chunk: steps per compiled call, between two progress lines; divides `steps`.
+      batch: images per step, half as many pairs of successive frames; even.
+      slowness: weight of the slowness of the features beside the views' losses.
+      learning_rate: peak of AdamW's warm-up and cosine decay.
+      warmup: steps of the warm-up.
+      blurs: standard deviations of the views, in pixels of the observation.
+      grid: side of a view, in samples; a multiple of the encoder's grid.
+    """
 
-  steps: int
-  chunk: int
-  batch: int
-  learning_rate: float
-  warmup: int
-  blurs: tuple[float, ...]
-  grid: int
+    steps: int
+    chunk: int
+    batch: int
+    slowness: float
+    learning_rate: float
+    warmup: int
+    blurs: tuple[float, ...]
+    grid: int
 
 
 @dataclasses.dataclass(frozen=True)
 class PredictorSettings:
-  """Training of the predictor and the embeddings on frozen latents.
+    """Training of the predictor and the embeddings on frozen latents.
 
-  Attributes:
-    rounds: compiled calls; each takes the next shard of the training trajectories, encodes it and passes over its clips.
-    shard: trajectories of a round.
-    passes: passes over a round's clips, in a new random order each.
-    batch: clips per step.
-    learning_rate: peak of the warm-up and cosine decay, of predictor and embeddings alike.
-    weight_decay: of AdamW, decoupled.
-    warmup: steps of the warm-up.
-  """
+    Attributes:
+      rounds: compiled calls; each takes the next shard of the training trajectories, encodes it and passes over its
+        clips.
+      shard: trajectories of a round.
+      passes: passes over a round's clips, in a new random order each.
+      batch: clips per step.
+      learning_rate: peak of the warm-up and cosine decay, of predictor and embeddings alike.
+      weight_decay: of AdamW, decoupled.
+      warmup: steps of the warm-up.
+    """
 
-  rounds: int
-  shard: int
-  passes: int
-  batch: int
-  learning_rate: float
-  weight_decay: float
-  warmup: int
+    rounds: int
+    shard: int
+    passes: int
+    batch: int
+    learning_rate: float
+    weight_decay: float
+    warmup: int
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderSettings:
-  """Training of the decoder on frozen latents; fields as in `EncoderSettings`."""
+    """Training of the decoder on frozen latents; fields as in `EncoderSettings`."""
 
-  steps: int
-  chunk: int
-  batch: int
-  learning_rate: float
-  warmup: int
+    steps: int
+    chunk: int
+    batch: int
+    learning_rate: float
+    warmup: int
 
 
 @dataclasses.dataclass(frozen=True)
 class ValidationSettings:
-  """What is looked at in the end.
+    """What is looked at in the end.
 
-  Attributes:
-    rollouts: validation trajectories imagined open-loop over their whole length.
-    pictures: how many of them are drawn.
-    episodes: development episodes planned with the model; 0 plans none.
-    base_seed: of their seeds, base_seed * n + 3, which neither evaluation nor calibration episodes have.
-    horizon, iterations: of MPC, in model actions and plans.
-    planner: CEM's settings.
-  """
+    Attributes:
+      rollouts: validation trajectories imagined open-loop over their whole length.
+      pictures: how many of them are drawn.
+      episodes: development episodes planned with the model; 0 plans none.
+      base_seed: of the development manifest.
+      horizon, iterations: of MPC, in model actions and plans.
+      planner: CEM's settings.
+    """
 
-  rollouts: int
-  pictures: int
-  episodes: int
-  base_seed: int
-  horizon: int
-  iterations: int
-  planner: CEMConfig
+    rollouts: int
+    pictures: int
+    episodes: int
+    base_seed: int
+    horizon: int
+    iterations: int
+    planner: CEMConfig
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-  """A checked configuration; `configs/train_wall.py` documents the fields."""
+    """A checked configuration; `configs/train_wall.py` documents the fields."""
 
-  name: str
-  seed: int
-  env: Wall
-  model: WorldModelConfig
-  data: DataSettings
-  encoder: EncoderSettings
-  predictor: PredictorSettings
-  decoder: DecoderSettings
-  validation: ValidationSettings
+    name: str
+    seed: int
+    env: Wall
+    model: WorldModelConfig
+    data: DataSettings
+    encoder: EncoderSettings
+    predictor: PredictorSettings
+    decoder: DecoderSettings
+    validation: ValidationSettings
 
 
 def check_settings(config: Mapping[str, Any]) -> TrainSettings:
-  """Turns a resolved config into settings.
+    """Turns a resolved config into settings.
 
-  Raises:
-    ValueError: a value is not accepted, or two do not fit together; the message names them.
-  """
-  env = make_env(**config['env'])
-  if not isinstance(env, Wall):
-    raise ValueError('training generates trajectories of the wall environment only')
-  data = dict(config['data'])
-  walk = WalkConfig(**{name: _frozen(value) for name, value in data.pop('walk').items()})
-  validation = dict(config['validation'])
-  settings = TrainSettings(
-      name=config['name'],
-      seed=config['seed'],
-      env=env,
-      model=WorldModelConfig.from_dict(config['model']),
-      data=DataSettings(walk=walk, **data),
-      encoder=EncoderSettings(**{name: _frozen(value) for name, value in config['encoder'].items()}),
-      predictor=PredictorSettings(**config['predictor']),
-      decoder=DecoderSettings(**config['decoder']),
-      validation=ValidationSettings(planner=CEMConfig(**validation.pop('planner')), **validation),
-  )
-  _check_numbers(settings)
-  _check_fit(settings)
-  return settings
+    Raises:
+      ValueError: a value is not accepted, or two do not fit together; the message names them.
+    """
+    env = make_env(**config["env"])
+    if not isinstance(env, Wall):
+        raise ValueError("training generates trajectories of the wall environment only")
+    data = dict(config["data"])
+    walk = WalkConfig(**{name: _frozen(value) for name, value in data.pop("walk").items()})
+    validation = dict(config["validation"])
+    settings = TrainSettings(
+        name=config["name"],
+        seed=config["seed"],
+        env=env,
+        model=WorldModelConfig.from_dict(config["model"]),
+        data=DataSettings(walk=walk, **data),
+        encoder=EncoderSettings(**{name: _frozen(value) for name, value in config["encoder"].items()}),
+        predictor=PredictorSettings(**config["predictor"]),
+        decoder=DecoderSettings(**config["decoder"]),
+        validation=ValidationSettings(planner=CEMConfig(**validation.pop("planner")), **validation),
+    )
+    _check_numbers(settings)
+    _check_fit(settings)
+    return settings
 
 
 def _frozen(value: Any) -> Any:
-  return tuple(value) if isinstance(value, (list, tuple)) else value
+    return tuple(value) if isinstance(value, (list, tuple)) else value
 
 
 def _check_numbers(settings: TrainSettings) -> None:
-  for group in ('data', 'encoder', 'predictor', 'decoder', 'validation'):
-    for field, value in vars(getattr(settings, group)).items():
-      least = 0 if field in ('warmup', 'weight_decay', 'episodes', 'base_seed', 'pictures') else 1
-      if isinstance(value, int) and value < least:
-        raise ValueError(f'{group}.{field} must be {least} or more, not {value}')
-      if isinstance(value, float) and not 0 <= value < 1:
-        raise ValueError(f'{group}.{field} must lie in [0, 1), not {value}')
-  if not settings.encoder.blurs or min(settings.encoder.blurs) <= 0:
-    raise ValueError(f'encoder.blurs must be positive numbers, not {settings.encoder.blurs}')
+    for group in ("data", "encoder", "predictor", "decoder", "validation"):
+        for field, value in vars(getattr(settings, group)).items():
+            least = 0 if field in ("warmup", "weight_decay", "episodes", "base_seed", "pictures") else 1
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{group}.{field} must be {least} or more, not {value}")
+            if isinstance(value, float) and not 0 <= value < math.inf:
+                raise ValueError(f"{group}.{field} must be a number of 0 or more, not {value}")
+    if settings.encoder.batch % 2:
+        raise ValueError(f"encoder.batch must be even, since frames come in pairs, not {settings.encoder.batch}")
+    if not settings.encoder.blurs or min(settings.encoder.blurs) <= 0:
+        raise ValueError(f"encoder.blurs must be positive numbers, not {settings.encoder.blurs}")
 
 
 def _check_fit(settings: TrainSettings) -> None:
-  model, data, predictor = settings.model, settings.data, settings.predictor
-  spec = settings.env.spec
-  if model.image_size != spec.image_size:
-    raise ValueError(f"model.image_size {model.image_size} is not the environment's image_size {spec.image_size}")
-  if (model.proprio_dim, model.action_dim) != (spec.proprio_dim, spec.action_dim * model.frameskip):
-    raise ValueError(
-        f'model.proprio_dim and model.action_dim must be {spec.proprio_dim} and {spec.action_dim * model.frameskip} '
-        f'({spec.action_dim} per environment step), not {model.proprio_dim} and {model.action_dim}'
-    )
-  if model.decoder is None or model.decoder.quantize:
-    raise ValueError('model.decoder must be there, with quantize off: training shows what it imagines')
-  if data.walk.steps % model.frameskip:
-    raise ValueError(f'data.walk.steps {data.walk.steps} must be a multiple of model.frameskip {model.frameskip}')
-  frames = data.walk.steps // model.frameskip + 1
-  if frames < model.num_hist + 1:
-    raise ValueError(f'data.walk.steps {data.walk.steps} is too short for clips of {model.num_hist + 1} frames')
-  if predictor.shard > data.train:
-    raise ValueError(f'predictor.shard {predictor.shard} is more than data.train {data.train}')
-  clips = predictor.shard * (frames - model.num_hist)
-  if predictor.batch > clips:
-    raise ValueError(f'predictor.batch {predictor.batch} is more than the {clips} clips of a round')
-  if settings.validation.rollouts > data.validation:
-    raise ValueError(f'validation.rollouts is more than data.validation {data.validation}')
-  for group in ('encoder', 'decoder'):
-    stage = getattr(settings, group)
-    if stage.steps % stage.chunk:
-      raise ValueError(f'{group}.chunk {stage.chunk} must divide {group}.steps {stage.steps}')
-  side = model.encoder_image_size // model.encoder.patch
-  if settings.encoder.grid % side:
-    raise ValueError(f"encoder.grid {settings.encoder.grid} must be a multiple of the encoder's {side} patches a side")
+    model, data, predictor = settings.model, settings.data, settings.predictor
+    spec = settings.env.spec
+    if model.image_size != spec.image_size:
+        raise ValueError(f"model.image_size {model.image_size} is not the environment's image_size {spec.image_size}")
+    if (model.proprio_dim, model.action_dim) != (spec.proprio_dim, spec.action_dim * model.frameskip):
+        raise ValueError(
+            f"model.proprio_dim and model.action_dim must be {spec.proprio_dim} and "
+            f"{spec.action_dim * model.frameskip} (frameskip environment actions of {spec.action_dim}), "
+            f"not {model.proprio_dim} and {model.action_dim}"
+        )
+    if model.decoder is None or model.decoder.quantize:
+        raise ValueError("model.decoder must be there, with quantize off: training shows what it imagines")
+    if data.walk.steps % model.frameskip:
+        raise ValueError(f"data.walk.steps {data.walk.steps} must be a multiple of model.frameskip {model.frameskip}")
+    frames = data.walk.steps // model.frameskip + 1
+    if frames < model.num_hist + 1:
+        raise ValueError(f"data.walk.steps {data.walk.steps} is too short for clips of {model.num_hist + 1} frames")
+    if predictor.shard > data.train:
+        raise ValueError(f"predictor.shard {predictor.shard} is more than data.train {data.train}")
+    clips = predictor.shard * (frames - model.num_hist)
+    if predictor.batch > clips:
+        raise ValueError(f"predictor.batch {predictor.batch} is more than the {clips} clips of a round")
+    if settings.validation.rollouts > data.validation:
+        raise ValueError(f"validation.rollouts is more than data.validation {data.validation}")
+    for group in ("encoder", "decoder"):
+        stage = getattr(settings, group)
+        if stage.steps % stage.chunk:
+            raise ValueError(f"{group}.chunk {stage.chunk} must divide {group}.steps {stage.steps}")
+    side = model.encoder_image_size // model.encoder.patch
+    if settings.encoder.grid % side:
+        raise ValueError(
+            f"encoder.grid {settings.encoder.grid} must be a multiple of the encoder's {side} patches a side"
+        )

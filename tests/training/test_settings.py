@@ -1,0 +1,55 @@
+"""What a training configuration may not say, each in one sentence."""
+
+import pytest
+
+from wmq_jax import cli, training
+
+
+def set_field(config, path, value):
+    *groups, field = path.split(".")
+    for group in groups:
+        config = config[group]
+    config[field] = value
+
+
+def test_the_config_file_is_accepted():
+    settings = training.check_settings(cli.load_config("configs/train_wall.py:small").to_dict())
+    assert settings.model.standardize_latents and settings.model.predictor.residual
+
+
+@pytest.mark.parametrize(
+    "path, value, words",
+    [
+        ("env.name", "maze", "unknown environment 'maze'"),
+        ("env.door_y", 3, "door_y"),
+        ("env.image_size", 224, "model.image_size 65"),
+        ("model.num_hist", 9, "too short for clips of 10 frames"),
+        ("model.action_dim", 4, "model.action_dim must be 2 and 10"),
+        ("model.decoder", None, "model.decoder must be there"),
+        ("model.encoder.heads", 3, "multiple of heads"),
+        ("data.train", 0, "data.train must be 1 or more"),
+        ("data.walk.steps", 12, "multiple of model.frameskip 5"),
+        ("data.walk.gaussian", 0.9, "shares"),
+        ("encoder.chunk", 3, "encoder.chunk 3 must divide"),
+        ("encoder.batch", 5, "encoder.batch must be even"),
+        ("encoder.blurs", (2.0, -1.0), "encoder.blurs must be positive"),
+        ("encoder.grid", 6, "encoder.grid 6 must be a multiple"),
+        ("encoder.slowness", -1.0, "encoder.slowness"),
+        ("predictor.shard", 41, "more than data.train"),
+        ("predictor.batch", 1000, "predictor.batch 1000 is more than the 40 clips"),
+        ("predictor.learning_rate", float("nan"), "predictor.learning_rate"),
+        ("validation.rollouts", 7, "validation.rollouts"),
+        ("validation.planner.elites", 1, "elites"),
+    ],
+)
+def test_bad_values_are_named(tiny_config, path, value, words):
+    env = tiny_config["env"]
+    env.setdefault("image_size", 65)
+    set_field(tiny_config, path, value)
+    with pytest.raises(ValueError, match=words):
+        training.check_settings(tiny_config)
+
+
+def test_an_unknown_mode_is_named():
+    with pytest.raises(ValueError, match="has the modes small, not 'huge'"):
+        cli.load_config("configs/train_wall.py:huge")
