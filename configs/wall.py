@@ -53,5 +53,5 @@ def get_config(mode: str = "study") -> ml_collections.ConfigDict:
     config.pictures = 4
     if mode == "small":
         config.episodes.count = 48
-        config.planner.update(samples=64, elites=4, steps=8, init_std=1.5)
+        config.planner.update(samples=64, elites=4, steps=8)
     return config

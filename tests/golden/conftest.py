@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,17 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 
+from tests.golden import tally
 from tests.golden.recorded_models import recorded_world_model
-
-REDUCED = Path(__file__).parent / "data"
+from tests.golden.tally import REDUCED, golden_folder
 
 # What the reduced copy leaves out, since nothing here compares with it yet. Anything else that is missing is a failure.
 LEFT_OUT = frozenset(
     {"awq.npz", "checkpoint", "env_point_maze.npz", "env_pusht.npz", "omniquant.npz", "smoothquant.npz"}
 )
-
-_compared: dict[str, int] = {}
-_closest: dict[str, tuple[float, str]] = {}
 
 
 class Samples(NamedTuple):
@@ -91,11 +87,6 @@ class Recording(Mapping[str, np.ndarray]):
         return list(dict.fromkeys(key[len(prefix) :].split("/")[0] for key in self if key.startswith(prefix)))
 
 
-def golden_folder() -> Path:
-    """The folder of recordings in use."""
-    return Path(os.environ.get("WMQ_GOLDEN") or REDUCED)
-
-
 def golden_path(name: str) -> Path:
     """The path of a recording or folder; skips the test if the reduced copy leaves it out, fails if it is missing."""
     path = golden_folder() / name
@@ -133,7 +124,7 @@ def compared(request):
 
     def count(values: int) -> None:
         assert values > 0, "nothing was compared"
-        _compared[module] = _compared.get(module, 0) + int(values)
+        tally.add(module, int(values))
 
     return count
 
@@ -170,19 +161,7 @@ def close(compared, request):
         assert min(shares) <= 1, (
             f"{what}: largest difference {difference:.3g} (bound {atol}), relative L2 {relative:.3g} (bound {rel_l2})"
         )
-        _closest[module] = max(_closest.get(module, (0.0, "")), (min(shares), what))
+        tally.closest(module, min(shares), what)
         compared(recorded.size)
 
     return check
-
-
-def pytest_terminal_summary(terminalreporter):
-    """Prints how many recorded values each module compared."""
-    if _compared:
-        terminalreporter.section("golden recordings")
-        terminalreporter.write_line(f"folder: {golden_folder()}")
-        for module, count in sorted(_compared.items()):
-            share, what = _closest.get(module, (0.0, ""))
-            tightest = f"; closest to its bound, at {share:.0%} of it: {what}" if what else ""
-            terminalreporter.write_line(f"{module}: {count:,} values compared{tightest}")
-        terminalreporter.write_line(f"total: {sum(_compared.values()):,}")
