@@ -78,24 +78,6 @@ def test_a_missing_row_cannot_be_finished(tmp_path):
         written(tmp_path, ROWS[1:]).finish("rows", KEYS)
 
 
-def test_config_must_match(tmp_path):
-    folder = ResultsFolder(tmp_path)
-    config = {"config": {"planner": {"samples": 64, "steps": 8}}, "tile": 1, "versions": {"jax": "1"}}
-    folder.adopt_config(config, ("config", "tile"))
-    folder.adopt_config({**config, "versions": {"jax": "2"}}, ("config", "tile"))
-    with pytest.raises(ValueError) as caught:
-        folder.adopt_config({**config, "config": {"planner": {"samples": 32, "steps": 8}}}, ("config", "tile"))
-    assert str(caught.value) == (
-        f"workdir {tmp_path} holds results of another config: config.planner.samples is 64 there and 32 now; "
-        "choose another --workdir"
-    )
-    with pytest.raises(ValueError, match="tile is 1 there and 2 now"):
-        folder.adopt_config({**config, "tile": 2}, ("config", "tile"))
-    (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match="is damaged; remove the folder or choose another --workdir"):
-        folder.adopt_config(config, ("config",))
-
-
 def test_two_runs_cannot_share_a_folder(tmp_path):
     first, second = ResultsFolder(tmp_path), ResultsFolder(tmp_path)
     with first.locked():

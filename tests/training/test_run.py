@@ -89,7 +89,7 @@ def test_another_config_is_refused_and_the_field_named(tiny_config, tmp_path):
     training.open_workdir(tmp_path, tiny_config, PROVENANCE)
     training.open_workdir(tmp_path, tiny_config, PROVENANCE)
     tiny_config["predictor"]["learning_rate"] = 0.5
-    with pytest.raises(ValueError, match="another predictor.learning_rate"):
+    with pytest.raises(ValueError, match="config.predictor.learning_rate is 0.015 there and 0.5 now"):
         training.open_workdir(tmp_path, tiny_config, PROVENANCE)
 
 

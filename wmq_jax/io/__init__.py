@@ -4,5 +4,6 @@
 """
 
 from wmq_jax.io.atomic import append_line, write_bytes, write_json, write_text
+from wmq_jax.io.workdir import adopt_config
 
-__all__ = ["append_line", "write_bytes", "write_json", "write_text"]
+__all__ = ["adopt_config", "append_line", "write_bytes", "write_json", "write_text"]

@@ -11,6 +11,7 @@ from wmq_jax import quantized
 from wmq_jax.checkpoints.native import ModelCheckpoint, bundled_model_path, load_model
 from wmq_jax.envs import make_env
 from wmq_jax.envs.manifest import Manifest, make_manifest
+from wmq_jax.io import adopt_config
 from wmq_jax.models import WorldModel
 from wmq_jax.planning import CEMConfig, Problem, world_model
 from wmq_jax.sweep import provenance
@@ -85,7 +86,7 @@ def open_folder(sweep: "Sweep", workdir: str | None) -> ResultsFolder:
       ValueError: it cannot be written, or holds results of another config.
     """
     folder = ResultsFolder(workdir or f"results/{sweep.settings.name}", sweep.process)
-    folder.adopt_config(sweep.config, IDENTITY)
+    adopt_config(folder.path, sweep.config, IDENTITY)
     use_compilation_cache(folder.path.absolute() / "compilation_cache")
     return folder
 

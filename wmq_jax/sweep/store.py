@@ -13,10 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from wmq_jax.io import append_line, write_json, write_text
+from wmq_jax.io import append_line, write_text
 from wmq_jax.sweep.rows import from_line, row_key, to_line
-
-CONFIG = "config.json"
 
 
 class ResultsFolder:
@@ -54,31 +52,6 @@ class ResultsFolder:
                 raise ValueError(f"workdir {self.path} is in use by another run") from None
             yield
 
-    def adopt_config(self, config: dict[str, Any], must_match: Sequence[str]) -> None:
-        """Writes ``config.json``, or checks that the one there agrees.
-
-        Args:
-          config: the resolved configuration with provenance.
-          must_match: its keys that decide what the rows mean.
-
-        Raises:
-          ValueError: the folder holds results of another configuration; the first difference is named.
-        """
-        path = self.path / CONFIG
-        if not path.exists():
-            write_json(path, config)
-            return
-        try:
-            old = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError):
-            raise ValueError(f"{path} is damaged; remove the folder or choose another --workdir") from None
-        for key in must_match:
-            for name, before, now in _differences(key, old.get(key), json.loads(json.dumps(config[key]))):
-                raise ValueError(
-                    f"workdir {self.path} holds results of another config: {name} is {before!r} there and {now!r} now; "
-                    "choose another --workdir"
-                )
-
     def append(self, table: str, row: dict[str, Any]) -> None:
         """Appends a finished row to the journal, durably."""
         append_line(self.path / "journal" / f"{table}-{self.process}.jsonl", to_line(row))
@@ -99,11 +72,3 @@ class ResultsFolder:
         """Appends to ``timing.jsonl``."""
         append_line(self.path / "timing.jsonl", json.dumps({"process": self.process, **entry}))
 
-
-def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
-    """Leaves at which two JSON values differ, with their dotted names."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in sorted(old.keys() | new.keys()):
-            yield from _differences(f"{name}.{key}", old.get(key), new.get(key))
-    elif old != new:
-        yield name, old, new

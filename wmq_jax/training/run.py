@@ -47,18 +47,7 @@ def open_workdir(workdir: str | Path, config: Mapping[str, Any], provenance: Map
     """
     workdir = Path(workdir).absolute()
     workdir.mkdir(parents=True, exist_ok=True)
-    path = workdir / "config.json"
-    resolved = json.loads(json.dumps(dict(config)))
-    if not path.exists():
-        io.write_json(path, {"config": resolved, **provenance})
-        return workdir
-    try:
-        recorded = json.loads(path.read_text("utf-8"))["config"]
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged; give another --workdir") from None
-    different = _first_difference(recorded, resolved)
-    if different:
-        raise ValueError(f"{workdir} holds a run whose config has another {different}; give another --workdir")
+    io.adopt_config(workdir, {"config": dict(config), **provenance}, ("config",))
     return workdir
 
 
@@ -189,16 +178,3 @@ def _plan(settings, model, params, normalizer, log: Log) -> dict[str, Any]:
     success = np.asarray(run({"params": params}, starts, goals))
     return {"episodes": chosen.episodes, "success": [round(float(x), 4) for x in success.mean(axis=0)]}
 
-
-def _first_difference(a: Any, b: Any, where: str = "") -> str:
-    """The path of a field in which two JSON values differ; empty if they are equal."""
-    if isinstance(a, dict) and isinstance(b, dict):
-        for name in sorted(a.keys() | b.keys()):
-            path = f"{where}.{name}" if where else name
-            if name not in a or name not in b:
-                return path
-            found = _first_difference(a[name], b[name], path)
-            if found:
-                return found
-        return ""
-    return "" if a == b else where

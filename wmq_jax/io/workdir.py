@@ -1,0 +1,48 @@
+"""A folder belongs to one configuration: written into it at first, compared with afterwards."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from wmq_jax.io.atomic import write_json
+
+CONFIG = "config.json"
+
+
+def adopt_config(workdir: Path, config: Mapping[str, Any], must_match: Sequence[str]) -> None:
+    """Writes `config.json` into a folder, or checks that the one there agrees.
+
+    Args:
+      workdir: an existing folder.
+      config: the resolved configuration with its provenance.
+      must_match: the keys of `config` that decide what the folder's results mean.
+
+    Raises:
+      ValueError: the folder holds results of another configuration, of which the first difference is named; or its
+        config.json is damaged.
+    """
+    path = workdir / CONFIG
+    if not path.exists():
+        write_json(path, dict(config))
+        return
+    try:
+        old = json.loads(path.read_text("utf-8"))
+        found = {key: old.get(key) for key in must_match}
+    except (ValueError, AttributeError):
+        raise ValueError(f"{path} is damaged; remove the folder or choose another --workdir") from None
+    for key in must_match:
+        for name, before, now in _differences(key, found[key], json.loads(json.dumps(config[key]))):
+            raise ValueError(
+                f"workdir {workdir} holds results of another config: {name} is {before!r} there and {now!r} now; "
+                "choose another --workdir"
+            )
+
+
+def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Leaves at which two JSON values differ, with their dotted names."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            yield from _differences(f"{name}.{key}", old.get(key), new.get(key))
+    elif old != new:
+        yield name, old, new
