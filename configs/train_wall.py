@@ -57,7 +57,7 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
         weight_decay=0.01,
         warmup=200,
     )
-    config.decoder = dict(steps=1000, chunk=50, batch=32, learning_rate=1e-3, warmup=50)
+    config.decoder = dict(steps=3000, chunk=100, batch=8, learning_rate=3e-3, warmup=100)
     config.validation = dict(
         rollouts=256,
         pictures=4,
