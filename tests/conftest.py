@@ -1,9 +1,22 @@
-"""Every test sees two CPU devices and deterministic kernels, as a sweep on two cores does."""
+"""Every test sees two CPU devices and deterministic kernels, as a sweep on two cores does, and compiles nothing twice."""
+
+import atexit
+import os
+import shutil
+import tempfile
 
 import pytest
 
-from tests.golden import tally
-from wmq_jax.sweep.devices import configure
+_CACHE = "JAX_COMPILATION_CACHE_DIR"
+if _CACHE not in os.environ:
+    # Before JAX is imported. Workers of pytest-xdist and the commands under test inherit it.
+    os.environ[_CACHE] = tempfile.mkdtemp(prefix="wmq_jax-compiled-")
+    atexit.register(shutil.rmtree, os.environ[_CACHE], ignore_errors=True)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+from tests.golden import tally  # noqa: E402
+from wmq_jax.sweep.devices import configure  # noqa: E402
 
 configure(devices=2)
 
