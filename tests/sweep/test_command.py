@@ -1,6 +1,8 @@
 """The command line as a user meets it, on a tiny checkpoint."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -118,3 +120,35 @@ def test_help_explains_itself():
     text = run.stdout + run.stderr
     for word in ("--config", "--workdir", "resumes", "--config.path=value", "report.html"):
         assert word in text
+
+
+def test_processes_of_a_pod_share_the_cells(finished, checkpoint, tmp_path):
+    """Two processes, as Open MPI starts them, leave the rows of one process."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    pod = {
+        **os.environ,
+        "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1",
+        "OMPI_COMM_WORLD_SIZE": "2",
+        "JAX_COORDINATOR_PORT": str(port),
+    }
+    command = [sys.executable, "-m", "experiments.sweep", "--distributed", *SMALL]
+    command += [f"--config.checkpoint={checkpoint}", f"--workdir={tmp_path}"]
+    processes = [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**pod, "OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    for process in processes:
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == 0, errors
+    journals = [(tmp_path / "journal" / f"rows-{rank}.jsonl").read_text().splitlines() for rank in range(2)]
+    assert min(map(len, journals)) >= 4, "nine cells were not shared"
+    assert (tmp_path / "rows.jsonl").read_bytes() == (finished[0] / "rows.jsonl").read_bytes()

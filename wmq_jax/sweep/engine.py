@@ -107,6 +107,8 @@ class Engine:
 
     Attributes:
       program: the compiled :func:`advance` over a mesh.
+      spread: how work lies on the mesh. Numpy arrays are placed by hand, since a program does that only where its
+        process is alone.
       table: stacked variants, replicated over the mesh.
       episodes: the manifest, replicated.
       problem: what is planned.
@@ -115,6 +117,7 @@ class Engine:
     """
 
     program: jax.stages.Compiled
+    spread: NamedSharding
     table: Any
     episodes: Episodes
     problem: Problem
@@ -123,7 +126,7 @@ class Engine:
 
     def __call__(self, work: Work) -> tuple[MPCState, IterationRecord]:
         """Advances the work by one MPC iteration; numpy in, numpy out."""
-        return jax.device_get(self.program(self.table, self.episodes, work))
+        return jax.device_get(self.program(self.table, self.episodes, jax.device_put(work, self.spread)))
 
     def with_data(self, table: Any, manifest: Manifest) -> "Engine":
         """The same program over another table of as many variants, or other episodes (no more of them): nothing is compiled."""
@@ -165,6 +168,6 @@ def compile_engine(
     shardings = tuple(NamedSharding(mesh, spec) for spec in (everywhere, everywhere, spread))
     episodes = device_episodes(manifest, max(len(manifest), max_episodes))
     table, episodes = (jax.device_put(x, shardings[0]) for x in (table, episodes))
-    work = empty_work(problem, tiles, tile)
+    work = jax.device_put(empty_work(problem, tiles, tile), shardings[2])
     program = jax.jit(sharded, in_shardings=shardings).lower(table, episodes, work).compile()
-    return Engine(program, table, episodes, problem, tiles, tile)
+    return Engine(program, shardings[2], table, episodes, problem, tiles, tile)
