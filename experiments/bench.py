@@ -34,25 +34,37 @@ def medians(repeats: int, calls: Mapping[str, Callable[[], Any]]) -> dict[str, f
     return {name: statistics.median(values) for name, values in seconds.items()}
 
 
-class Setup:
-    """A model with random weights (speed does not depend on them) and what is needed to plan with it."""
+def random_params(model) -> dict[str, Any]:
+    """Weights of a model that is only timed, which does not depend on them; norms scale by 1, so that nothing vanishes."""
+    import jax
+    import numpy as np
 
-    def __init__(self, config: Mapping[str, Any], model, samples: int | None = None):
-        import jax
+    from wmq_jax.checkpoints.native import abstract_params
+
+    random = np.random.RandomState(0)
+
+    def draw(path, leaf):
+        norm = path[-1].key in ("scale", "std")
+        return np.float32(norm) + 0.02 * random.randn(*leaf.shape).astype(np.float32)
+
+    shapes = {name: part for name, part in abstract_params(model).items() if name != "decoder"}
+    return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+class Setup:
+    """A model and what is needed to plan with it; random weights where none are given."""
+
+    def __init__(self, config: Mapping[str, Any], model, params=None, normalizer=None, samples: int | None = None):
         import numpy as np
 
-        from wmq_jax.checkpoints.native import abstract_params
         from wmq_jax.data import Normalizer
         from wmq_jax.models import WorldModel
 
         self.config, self.model = config, model
         self.module = WorldModel(model)
-        shapes = {name: part for name, part in abstract_params(model).items() if name != "decoder"}
-        leaves, tree = jax.tree.flatten(shapes)
-        random = np.random.RandomState(0)
-        self.params = tree.unflatten([0.02 * random.randn(*leaf.shape).astype(np.float32) for leaf in leaves])
+        self.params = random_params(model) if params is None else params
         ones = np.ones(2, np.float32)
-        self.normalizer = Normalizer(0 * ones, ones, 32 * ones, 15 * ones)
+        self.normalizer = normalizer or Normalizer(0 * ones, ones, 32 * ones, 15 * ones)
         self.planner = dict(config["planner"])
         if samples:
             self.planner |= dict(samples=samples, elites=max(2, samples // 8))
@@ -73,15 +85,13 @@ class Setup:
             frameskip=self.model.frameskip,
         )
 
-    def engine(self, variants: int, tile: int = 0, quantized: bool = True):
-        """A compiled engine over ``variants`` copies at different bits, and the seconds that compiling took."""
+    def engine(self, variants: int, tile: int = 0, kinds=("fp", "w4", "w8a8-token", "w3")):
+        """A compiled engine over ``variants`` copies, one of each kind in turn, and the seconds that compiling took."""
         from wmq_jax import quantized as q
         from wmq_jax.sweep import cell_mesh, compile_engine, make_manifest
 
-        # One of every kind in turn, so that a count of variants is not a count of cheap ones.
-        kinds = ["fp", "w4", "w8a8-token", "w3"]
         specs = [q.parse_variant(kinds[n % len(kinds)]) for n in range(variants)]
-        apply = q.quantized_apply(self.module) if quantized else self.module.apply
+        apply = q.quantized_apply(self.module)
         table = q.build_variants(self.model, self.params, specs)
         problem = self.problem(apply)
         manifest = make_manifest(problem.env, "development", self.config["cells"], 99)
@@ -147,8 +157,12 @@ def rollout_savings(setup: Setup) -> dict[str, float]:
 
 
 def against_a_loop(setup: Setup, variants: int) -> dict[str, float]:
-    """A Python loop over variants around one jitted planner without quantizers, against the compiled sweep."""
+    """A Python loop over variants around one jitted planner without quantizers, against the compiled sweep.
+
+    The loop's episodes are spread over all devices.
+    """
     import jax
+    from jax.sharding import NamedSharding, PartitionSpec
 
     from wmq_jax.planning import episode_key, mpc_init, mpc_iteration, step_noise
     from wmq_jax.sweep import all_cells
@@ -167,7 +181,8 @@ def against_a_loop(setup: Setup, variants: int) -> dict[str, float]:
         return jax.vmap(one)(init, goal, seed)
 
     count = setup.config["cells"] // 4
-    episodes = [x[:count] for x in engine.episodes]
+    spread = NamedSharding(engine.spread.mesh, PartitionSpec(*engine.spread.mesh.axis_names))
+    episodes = [jax.device_put(jax.device_get(x[:count]), spread) for x in engine.episodes]
     rows = [jax.tree.map(lambda x: x[v], engine.table["params"]) for v in range(variants)]
     began = time.perf_counter()
     jax.block_until_ready(plan_episodes(rows[0], *episodes))
@@ -188,11 +203,11 @@ def against_a_loop(setup: Setup, variants: int) -> dict[str, float]:
 
 
 def growth(setup: Setup) -> dict[str, float]:
-    """Cost per cell as the number of variants grows, relative to one variant; the cells are as many each time."""
+    """Cost per cell as the number of variants grows, relative to one; as many cells, all of one kind, each time."""
     from wmq_jax.sweep import all_cells
 
     counts = setup.config["variants"]
-    engines = {count: setup.engine(count)[0] for count in counts}
+    engines = {count: setup.engine(count, kinds=("w4",))[0] for count in counts}
     horizon = setup.config["rollout"]["horizon"]
 
     def run(count):
@@ -240,7 +255,10 @@ def noise_floor(setup: Setup) -> dict[str, float]:
 
 
 def plan_flops(setup: Setup) -> float:
-    """Matrix-product FLOPs that one CEM plan needs: every sample's frames through the predictor, with the exact savings."""
+    """Matrix-product FLOPs of the predictor in one CEM plan, with the exact savings.
+
+    The encoder sees two images a plan, against hundreds of samples times steps in the predictor, and is not counted.
+    """
     model, predictor = setup.model, setup.model.predictor
     width, inner = model.predictor_dim, predictor.heads * predictor.dim_head
     tokens, total = model.tokens_per_frame, 0.0
@@ -302,12 +320,18 @@ def widened(model, factor: int):
 
 def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, float]]]:
     """What is measured, by title."""
-    from wmq_jax.models import bundled_config, official_config
+    from wmq_jax.checkpoints.native import bundled_model_path, load_model
+    from wmq_jax.models import official_config
 
     official = config["name"].endswith("official")
-    model = official_config("wall").replace(num_hist=3) if official else bundled_config()
-    history = model.replace(num_hist=3)
-    main = Setup(config, model)
+    if official:
+        model = official_config("wall").replace(num_hist=3)
+        main = Setup(config, model)
+    else:
+        checkpoint = load_model(bundled_model_path())
+        model = checkpoint.config
+        weights = {name: part for name, part in checkpoint.params.items() if name != "decoder"}
+        main = Setup(config, model, weights, checkpoint.normalizer)
     parts = {
         f"rollout, history {model.num_hist}": lambda: rollout_savings(main),
         "Python loop over variants": lambda: against_a_loop(main, 2 if official else 12),
@@ -317,9 +341,9 @@ def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, floa
         "utilisation": lambda: utilisation(main),
     }
     if not official:
-        parts["rollout, history 3"] = lambda: rollout_savings(Setup(config, history))
+        parts["rollout, history 3"] = lambda: rollout_savings(Setup(config, model.replace(num_hist=3)))
     if config["wide"]:
-        wide = Setup(config, widened(model, config["wide"]), config["wide_samples"])
+        wide = Setup(config, widened(model, config["wide"]), samples=config["wide_samples"])
         parts[f"cost per cell as variants grow, {config['wide']} times wider"] = lambda: growth(wide)
     return parts
 

@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from configs import wall
+from configs import train_wall, wall
 from wmq_jax.quantized import parse_variant
 
 ROOT = Path(__file__).parents[1]
@@ -22,15 +22,21 @@ def test_ci_runs_the_readmes_test_line():
     assert "grep -m1 '^pip install .*&& python -m pytest$' README.md" in (ROOT / ".ci" / "run").read_text()
 
 
+def has_field(config, name):
+    for field in name.split("."):
+        if field not in config:
+            return False
+        config = config[field]
+    return True
+
+
 def test_settings_that_it_names_exist():
-    config = wall.get_config("small")
-    names = set(re.findall(r"--config\.([\w.]+)=", TEXT)) - {"path"}
-    assert names
-    for name in names:
-        holder = config
-        for field in name.split("."):
-            assert field in holder, name
-            holder = holder[field]
+    sweep, training = TEXT.split("## Train a model")
+    training, rest = training.split("\n## ", 1)
+    for text, config in ((sweep + rest, wall.get_config("small")), (training, train_wall.get_config("small"))):
+        names = set(re.findall(r"--config\.([\w.]+)=", text)) - {"path", "checkpoint"}
+        assert names
+        assert [name for name in names if not has_field(config, name)] == []
 
 
 def test_variants_that_it_names_exist():

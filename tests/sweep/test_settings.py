@@ -14,7 +14,7 @@ BAD = [
     ("planner.steps", 0, "planner steps must be 1 or more, not 0"),
     ("planner.init_std", 0.0, "planner init_std must be positive, not 0.0"),
     ("planner.iterations", 0, "planner iterations must be 1 or more, not 0"),
-    ("planner.executed", 9, "planner executed must be 0..3 (the horizon), not 9"),
+    ("planner.executed", 9, "planner.executed must be 0 (all) to the shortest horizon, 2, not 9"),
     ("planner.check_every", -1, "planner check_every must be 0 or more, not -1"),
     ("planner.horizons", "0", "planner.horizons must be 1 or more, not 0"),
     ("planner.horizons", "3 x", "planner.horizons must be whole numbers separated by spaces, not '3 x'"),

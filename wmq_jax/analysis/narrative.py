@@ -193,8 +193,8 @@ def _protocol(results: Results, main: Comparison | None) -> Iterator[str]:
                 f"{main.episodes} evaluation episodes, one checkpoint, {seeds}. All variants plan the same episodes with the same "
                 "noise, so they are compared in pairs. The intervals speak about further episodes of this task for this "
                 "checkpoint, not about other training runs.",
-                "Success rates: Wilson score intervals. Paired differences: Newcombe (1998), method 10. Tests: McNemar, exact and "
-                "two-sided, after the last MPC iteration only; adjusted over all quantized variants by Holm. Correlations: "
+                "Success rates: Wilson score intervals. Paired differences: Newcombe (1998), method 10. Tests: exact and two-sided ("
+                f"{'McNemar' if main.seeds == 1 else 'sign flips over episodes'}), after the last MPC iteration only; adjusted over all quantized variants by Holm. Correlations: "
                 "Spearman, ties by midranks.",
                 "Reference rows: the true simulator replaces the model in the same planner; random actions are drawn in place of "
                 "plans. They are compared with full precision but are not part of the tested family.",

@@ -174,7 +174,7 @@ def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
     margin = round(100 * SURVIVAL_MARGIN)
     meaning: dict[Verdict, str] = {
         "survives": f"a loss of {margin} points or more is excluded with 95% confidence",
-        "undecided": f"no loss is established, but one of {margin} points is not excluded; more episodes would tell",
+        "undecided": f"no loss is established after Holm's adjustment, but one of {margin} points is not excluded; more episodes would tell",
         "falls": f"worse than full precision, Holm-adjusted p < {LEVEL:g}",
     }
     separator = "; " if any("," in line.name for line in comparison.lines) else ", "

@@ -178,7 +178,9 @@ def _row_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     fields = json.loads(json.dumps(config))
     for name in ("name", "references", "pictures"):
         del fields[name]
-    del fields["engine"]
+    engine = fields.pop("engine")
+    # Rows of the noise floor have files of their own, which may not mix two tile sizes either.
+    fields["noise_floor_tile"] = engine["noise_floor_tile"]
     return fields
 
 
@@ -186,7 +188,7 @@ def _planner_summary(settings: SweepSettings) -> dict[str, Any]:
     mpc = settings.mpc
     return {
         "optimizer": "cem" if isinstance(mpc.planner, CEMConfig) else "gd",
-        "horizon": mpc.horizon,
+        "horizon": max(settings.horizons),
         "horizons": list(settings.horizons),
         "samples": num_samples(mpc),
         "elites": getattr(mpc.planner, "elites", None),

@@ -109,7 +109,7 @@ def finish_table(folder: ResultsFolder, table: Table) -> bool:
 def _references(sweep: Sweep, folder: ResultsFolder) -> None:
     """The true simulator and random actions on the same episodes."""
     settings, names = sweep.settings, [references.SIMULATOR, references.RANDOM]
-    cells = list(all_cells(2, settings.seeds[:1], [settings.mpc.horizon], settings.episodes))
+    cells = list(all_cells(2, settings.seeds[:1], settings.horizons, settings.episodes))
     plain = quantized.build_variants(
         sweep.checkpoint.config, planning_params(sweep.checkpoint.params), settings.variants[:1]
     )

@@ -130,6 +130,10 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
     for where, seed in (("planner.seeds", max(seeds)), ("calibration.seed", calibration["seed"])):
         if seed > MAX_SEED:
             raise ValueError(f"{where} must be at most {MAX_SEED}, not {seed}")
+    if planner["executed"] > min(horizons):
+        raise ValueError(
+            f"planner.executed must be 0 (all) to the shortest horizon, {min(horizons)}, not {planner['executed']}"
+        )
     if planner["optimizer"] == "gd" and planner["check_every"]:
         raise ValueError("planner.check_every is a setting of cem; gd does not ask the simulator")
     for key in ("tile", "devices", "noise_floor_tile"):
