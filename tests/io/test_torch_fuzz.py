@@ -28,6 +28,7 @@ def _watch(event, args):
 def watched():
     """`watched(data)` loads a file and says what the interpreter did that no reader should do."""
     sys.addaudithook(_watch)
+    "".encode("cp437")  # of names in zip directories: imported once, at its first use
 
     def load(data: bytes):
         global _seen
