@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ import numpy as np
 from wmq_jax import io
 from wmq_jax.checkpoints import hydra
 from wmq_jax.checkpoints.backbone import HEADS, backbone_config, load_backbone
-from wmq_jax.checkpoints.native import load_model, save_model
+from wmq_jax.checkpoints.native import load_model, params_sha256, save_model
 from wmq_jax.checkpoints.official import MODULES, from_torch, is_unused, to_torch
 from wmq_jax.checkpoints.run_folder import checkpoint_name, open_run, settings_text
 from wmq_jax.data import Normalizer
@@ -48,6 +48,23 @@ class OfficialModel:
     settings: Mapping[str, Any]
     epoch: int
     files: Mapping[str, str]
+
+
+class Mapped(NamedTuple):
+    """What a conversion did.
+
+    Attributes:
+      weights, parameters: how many, by module.
+      unused: names of the weights that are kept aside.
+      bytes: size of the parameters.
+      sha256: of the parameters' names and values; also in the config of every sweep over them.
+    """
+
+    weights: dict[str, int]
+    parameters: dict[str, int]
+    unused: list[str]
+    bytes: int
+    sha256: str
 
 
 def load_official(
@@ -190,16 +207,13 @@ def check_digests(files: Mapping[str, str], expected: Sequence[str]) -> None:
             raise ValueError(f"no file has the SHA-256 {digest}; found: {listed}.")
 
 
-def convert_run(model: OfficialModel, out: str | os.PathLike, normalizer: Normalizer | None) -> dict[str, Any]:
+def convert_run(model: OfficialModel, out: str | os.PathLike, normalizer: Normalizer | None) -> Mapped:
     """Writes an official model as our checkpoint.
 
     Args:
       model: from `load_official`.
       out: the new folder.
       normalizer: from `official_normalizer`.
-
-    Returns:
-      What was mapped, for a person: parameters per module, what is unused, the checksum of the tree.
 
     Raises:
       ValueError: weights are missing, surplus or of other shapes (each is named), or the folder is in use.
@@ -217,8 +231,14 @@ def convert_run(model: OfficialModel, out: str | os.PathLike, normalizer: Normal
     buffer = stdio.BytesIO()
     np.savez(buffer, **unused)
     io.write_bytes(Path(out) / UNUSED, buffer.getvalue())
-    counts = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
-    return {"parameters": counts, "unused": sorted(unused)}
+    parts = {name: jax.tree.leaves(part) for name, part in params.items()}
+    return Mapped(
+        weights={name: len(leaves) for name, leaves in parts.items()},
+        parameters={name: sum(x.size for x in leaves) for name, leaves in parts.items()},
+        unused=sorted(unused),
+        bytes=sum(x.nbytes for leaves in parts.values() for x in leaves),
+        sha256=params_sha256(params),
+    )
 
 
 def _json(value: Any) -> Any:
@@ -268,6 +288,11 @@ def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[
     io.save_torch(out / f"{settings['encoder']['name']}_pretrain.pth", modules["encoder"])
     io.write_text(out / "hydra.yaml", hydra.write_hydra(settings))
     return modules
+
+
+def written_files(out: str | os.PathLike) -> list[Path]:
+    """The files of a run folder that `export_torch` wrote."""
+    return sorted(file for file in Path(out).rglob("*") if file.is_file())
 
 
 def backbone_name(config: WorldModelConfig) -> str:

@@ -114,6 +114,16 @@ def abstract_params(config: WorldModelConfig) -> Any:
     return jax.eval_shape(WorldModel(config).init, jax.random.key(0), *inputs)["params"]
 
 
+def params_sha256(params: Any) -> str:
+    """A checksum of a tree of parameters: names, shapes and values, whatever file they came from."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
 def check_params(config: WorldModelConfig, params: Any, where: str) -> None:
     """Checks names, shapes and finiteness of a parameter tree.
 

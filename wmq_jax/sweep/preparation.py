@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from wmq_jax import quantized
-from wmq_jax.checkpoints.native import ModelCheckpoint, bundled_model_path, load_model
+from wmq_jax.checkpoints.native import ModelCheckpoint, bundled_model_path, load_model, params_sha256
 from wmq_jax.envs import make_env
 from wmq_jax.envs.manifest import Manifest, make_manifest
 from wmq_jax.models import WorldModel
@@ -160,7 +160,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
             "tile": tile,
             "platform": mesh.devices.flat[0].platform,
             "checkpoint": settings.checkpoint,
-            "params_sha256": provenance.params_sha256(checkpoint.params),
+            "params_sha256": params_sha256(checkpoint.params),
             "model_parameters": sum(x.size for x in parameters),
             "planner": _planner_summary(settings),
             "versions": provenance.versions(),
