@@ -135,7 +135,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
             copy_weights(file, run / "checkpoints" / file.name)
     with np.load(source / "state_dicts.npz", allow_pickle=False) as file:
         arrays = {key: file[key] for key in file.files}
-    np.savez_compressed(target / "state_dicts.npz", **reduced(arrays, Rule(drop="/sum$", entries=300)))
+    np.savez_compressed(target / "state_dicts.npz", **reduced(arrays, Rule(drop="/sum$", entries=100)))
 
 
 def copy_weights(source: Path, target: Path) -> None:
