@@ -42,7 +42,15 @@ def get_config(mode: str = "official") -> ml_collections.ConfigDict:
     config.variants = VARIANTS
     config.episodes = dict(count=50, base_seed=99)
     config.planner.update(
-        horizons="5", executed=0, iterations=7, samples=300, elites=30, steps=10, check_every=1, objective="last", alpha=1.0
+        horizons="5",
+        executed=0,
+        iterations=7,
+        samples=300,
+        elites=30,
+        steps=10,
+        check_every=1,
+        objective="last",
+        alpha=1.0,
     )
     if mode == "small":
         config.variants = "fp w4 w8a8-tensor"

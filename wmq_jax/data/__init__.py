@@ -1,7 +1,7 @@
 """Trajectories on disk, ours and official ones, their normalisation and their splits."""
 
 from wmq_jax.data.normalizer import Normalizer
-from wmq_jax.data.official import OfficialDataset, open_dataset
+from wmq_jax.data.official import OfficialDataset, open_dataset, wall_parts
 from wmq_jax.data.trajectories import Trajectories, load_trajectories, save_trajectories
 
 __all__ = [
@@ -11,4 +11,5 @@ __all__ = [
     "load_trajectories",
     "open_dataset",
     "save_trajectories",
+    "wall_parts",
 ]

@@ -117,6 +117,40 @@ class OfficialDataset:
         return Trajectories(self.states[episodes, : steps + 1], self.actions[episodes, :steps])
 
 
+def wall_parts(
+    path: str | os.PathLike, door_y: float, wall_x: float, frameskip: int, train_fraction: float = 0.9
+) -> dict[str, Trajectories]:
+    """The episodes of a Wall data set that are of one layout, split officially, in our compact format.
+
+    Args:
+      path: the data set.
+      door_y, wall_x: the layout, in pixels.
+      frameskip: environment steps of a model action.
+      train_fraction: share of all episodes that train.
+
+    Returns:
+      'train' and 'validation'.
+
+    Raises:
+      FileNotFoundError, ValueError: it cannot be read, is of another task, or a part has no episode of this layout.
+    """
+    dataset = open_dataset(path)
+    if dataset.layout != "wall_single":
+        raise ValueError(f"{dataset.place.path} is of layout {dataset.layout}; training on the wall takes wall_single")
+    fits = (dataset.extras["door_y"] == door_y) & (dataset.extras["wall_x"] == wall_x)
+    parts = {}
+    for name, episodes in zip(("train", "validation"), dataset.split(train_fraction)):
+        chosen = episodes[fits[episodes]]
+        if not len(chosen):
+            layouts = sorted(set(zip(dataset.extras["door_y"].tolist(), dataset.extras["wall_x"].tolist())))
+            listed = ", ".join(f"door_y {door:g} wall_x {wall:g}" for door, wall in layouts[:10])
+            raise ValueError(
+                f"{dataset.place.path} has no {name} episode with door_y {door_y:g} and wall_x {wall_x:g}; it has {listed}"
+            )
+        parts[name] = dataset.trajectories(chosen, frameskip)
+    return parts
+
+
 def _channel_last(frames: object, where: str) -> np.ndarray:
     """Frames (t, 3, H, W) or (t, H, W, 3), uint8 or whole numbers as floats, to (t, H, W, 3) uint8."""
     if not isinstance(frames, np.ndarray) or frames.ndim != 4 or 3 not in (frames.shape[1], frames.shape[-1]):
