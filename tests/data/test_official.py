@@ -9,60 +9,10 @@ import zipfile
 import numpy as np
 import pytest
 
+from tests.data.official_files import SIDE, N, T, floats, make_maze, make_pusht, make_wall, write
 from wmq_jax.data import open_dataset, wall_parts
 from wmq_jax.data.official import fixed_normalizer
 from wmq_jax.io import save_torch
-
-N, T, SIDE = 5, 12, 4
-RANDOM = np.random.default_rng(0)
-
-
-def floats(*shape):
-    return RANDOM.normal(size=shape).astype(np.float32)
-
-
-def write(path, value):
-    """A torch file of one tensor."""
-    from tests.io.torch_files import Storage, tensor, write_torch
-
-    kind = {"float32": "FloatStorage", "uint8": "ByteStorage", "int64": "LongStorage"}[value.dtype.name]
-    strides = tuple(step // value.itemsize for step in value.strides)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_torch(path, tensor(Storage(kind, "0", value.size), value.shape, strides), {"0": value.tobytes()})
-
-
-def make_wall(folder, frames_last=False):
-    arrays = {"states": 10 + floats(N, T, 2), "actions": floats(N, T, 2)}
-    arrays["door_locations"] = np.broadcast_to(np.float32([10, 10, 20, 10, 10])[:, None, None], (N, T, 1)).copy()
-    arrays["wall_locations"] = np.full((N, T, 1), 32, np.float32)
-    for name, value in arrays.items():
-        write(folder / f"{name}.pth", value)
-    arrays["frames"] = RANDOM.integers(0, 256, (N, T, 3, SIDE, SIDE), np.uint8)
-    for i, frames in enumerate(arrays["frames"]):
-        write(folder / "obses" / f"episode_{i:03d}.pth", frames)
-    return arrays
-
-
-def make_maze(folder):
-    arrays = {"states": floats(N, T, 4), "actions": floats(N, T, 2), "seq_lengths": np.array([12, 7, 9, 12, 6])}
-    for name, value in arrays.items():
-        write(folder / f"{name}.pth", value)
-    arrays["frames"] = RANDOM.integers(0, 256, (N, T, SIDE, SIDE, 3), np.uint8)
-    for i, frames in enumerate(arrays["frames"]):
-        write(folder / "obses" / f"episode_{i:03d}.pth", frames)
-    return arrays
-
-
-def make_pusht(folder, lengths=None):
-    arrays = {"states": floats(N, T, 5), "velocities": floats(N, T, 2), "rel_actions": 100 * floats(N, T, 2)}
-    for name, value in arrays.items():
-        write(folder / f"{name}.pth", value)
-    arrays["lengths"] = [12, 7, 9, 12, 6] if lengths is None else lengths
-    (folder / "seq_lengths.pkl").write_bytes(pickle.dumps(arrays["lengths"]))
-    (folder / "obses").mkdir()
-    for i in range(N):
-        (folder / "obses" / f"episode_{i:03d}.mp4").write_bytes(b"video")
-    return arrays
 
 
 @pytest.fixture
