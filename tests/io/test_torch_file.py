@@ -128,6 +128,7 @@ def test_optimizers_are_skipped_without_loading_their_tensors(tmp_path):
         ("subprocess", "Popen"),
         ("models.vit", "system"),
         ("models.visual_world_model", "torch.os.system"),
+        ("models.visual_world_model", "Torch.os.system"),
         ("models.x import os;", "Popen"),
         ("torch", "load"),
         ("torch._utils", "_rebuild_sparse_tensor"),
@@ -158,6 +159,7 @@ def test_names_that_are_not_listed_are_refused(tmp_path, module_name, name):
         (b"\x80\x02u.", "closes a group"),
         (b"\x80\x02}(K\x01u.", "key without a value"),
         (b"\x80\x02}(]K\x01u.", "dictionary key of type list"),
+        (b"\x80\x02}\x8a\x09" + bytes(8) + b"\x01Ns.", "dictionary key of type int"),
         (b"\x80\x02NK\x01a.", "appends to a NoneType"),
         (b"\x80\x02}K\x01R.", "calls a dict"),
         (b"\x80\x02\x8a\xff" + bytes(255) + b".", "integer of 255 bytes"),
@@ -187,6 +189,15 @@ def test_shared_lists_do_not_multiply(tmp_path):
     """Forty lists, each holding the one before twice."""
     body = b"]q\x00" + b"".join(b"]q%c(h%ch%ce" % (i + 1, i, i) for i in range(40))
     assert len(load_torch(write_torch(tmp_path / "a.pth", b"\x80\x02" + body + b".", {}))) == 2
+
+
+def test_shared_modules_do_not_multiply(tmp_path):
+    """Forty modules, each holding the one before twice, and no weight among them."""
+    name = "torch.nn.modules.container.Sequential"
+    part = module(name)
+    for _ in range(40):
+        part = module(name, modules={"0": part, "1": part})
+    refused(write_torch(tmp_path / "a.pth", part, {}), "more than 100000 parts")
 
 
 def test_a_deep_key_does_not_end_the_interpreter(tmp_path):

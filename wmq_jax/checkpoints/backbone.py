@@ -111,7 +111,8 @@ def backbone_config(state: Mapping[str, np.ndarray], feature: str, heads: int | 
     if heads is None and width not in HEADS:
         known = ", ".join(map(str, HEADS))
         raise ValueError(
-            f"the backbone is {width} wide, which no published one is ({known}): its number of attention heads must be given."
+            f"the backbone is {width} wide, which no published one is ({known}): its number of attention heads must be given "
+            "(--encoder_heads)."
         )
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}

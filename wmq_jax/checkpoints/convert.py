@@ -97,7 +97,7 @@ def load_official(
         heads = heads or attributes["encoder"].get("base_model.blocks.0.attn.num_heads")
         modules["encoder"] = {n.removeprefix("base_model."): w for n, w in modules["encoder"].items()}
     elif backbone is None:
-        raise ValueError(f"{where} has no encoder: it was frozen, so a backbone file must be given.")
+        raise ValueError(f"{where} has no encoder: it was frozen, so a backbone file must be given (--backbone).")
     else:
         modules["encoder"] = load_backbone(backbone)
         files[str(backbone)] = ""

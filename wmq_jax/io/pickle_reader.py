@@ -13,7 +13,9 @@ from typing import Any
 
 # Seeds of random generators are the longest integers in checkpoints: 64 bits and a sign.
 _LONGEST_INTEGER = 16
-_KEYS = (str, int, float, bool, bytes, type(None))
+# Longer ones can be chosen to have equal hashes, and a dictionary of them takes for ever.
+_LARGEST_KEY = 1 << 60
+_KEYS = (str, float, bool, bytes, type(None))
 
 
 class PickleError(ValueError):
@@ -225,9 +227,16 @@ def _pairs(values: list[Any]) -> dict[Any, Any]:
     # Hashing a tuple recurses through it in C, without a limit: tuples of scalars only.
     for key in values[::2]:
         parts = key if isinstance(key, tuple) else (key,)
-        if not all(isinstance(part, _KEYS) or type(part).__hash__ is object.__hash__ for part in parts):
+        if not all(_is_key(part) for part in parts):
             raise PickleError(f"its pickle has a dictionary key of type {type(key).__name__}, which is refused")
     return dict(zip(values[::2], values[1::2]))
+
+
+def _is_key(part: Any) -> bool:
+    """Whether this may be a dictionary key: a scalar, or an object that is hashed by its identity."""
+    if type(part) is int:
+        return abs(part) < _LARGEST_KEY
+    return isinstance(part, _KEYS) or type(part).__hash__ is object.__hash__
 
 
 _HANDLERS: dict[bytes, Callable[[_Machine], None]] = {

@@ -7,6 +7,7 @@ nothing; tensors are views of their storages, so the peak is the size of what is
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import os
 import struct
@@ -29,7 +30,8 @@ _BUILTINS = ("list", "tuple", "set", "frozenset", "int", "float", "bool", "str",
 _PIECE = 1 << 20
 # A tensor may repeat its storage (stride 0); more elements than this are taken for an attack on memory.
 _MOST_REPEATED = 1 << 28
-_DEEPEST, _MOST_WEIGHTS = 100, 100_000
+# A module may be part of several others; a few that hold each other twice would take for ever.
+_DEEPEST, _MOST_PARTS = 100, 100_000
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -383,9 +385,12 @@ def _module(root: StandIn, array: Callable[[_Tensor], np.ndarray]) -> Module:
     """The weights of a module and of its children; plain tensors among its attributes, such as masks, are no weights."""
     weights: dict[str, np.ndarray] = {}
     attributes: dict[str, Any] = {}
+    parts = itertools.count(1)
 
     def visit(module: StandIn, prefix: str, depth: int) -> None:
         state = module.state
+        if next(parts) > _MOST_PARTS:
+            raise PickleError(f"its module {root.class_name} has more than {_MOST_PARTS} parts")
         groups = [state.get(group, {}) for group in ("_parameters", "_buffers", "_modules")]
         if depth > _DEEPEST or not all(isinstance(group, dict) for group in groups):
             raise PickleError(f"its module {root.class_name} is damaged or nested more than {_DEEPEST} deep")
@@ -396,8 +401,6 @@ def _module(root: StandIn, array: Callable[[_Tensor], np.ndarray]) -> Module:
                 if not isinstance(tensor, _Tensor):
                     raise PickleError(f"weight {prefix}{name} of {root.class_name} is no tensor")
                 weights[f"{prefix}{name}"] = array(tensor)
-        if len(weights) > _MOST_WEIGHTS or len(attributes) > 100 * _MOST_WEIGHTS:
-            raise PickleError(f"its module {root.class_name} has more than {_MOST_WEIGHTS} weights")
         for name, value in state.items():
             if isinstance(value, str | int | float) and isinstance(name, str):
                 attributes[f"{prefix}{name}"] = value
