@@ -221,8 +221,9 @@ def test_a_damaged_storage_is_found(good):
 def test_the_checksum_of_the_whole_file(good):
     digest = hashlib.sha256(good.read_bytes()).hexdigest()
     assert load_torch(good, sha256=digest.upper())["n"] == 2
-    with pytest.raises(ValueError, match=f"SHA-256 is {digest}, not 00"):
-        load_torch(good, sha256="0" * 64)
+    for source in (good, io.BytesIO(good.read_bytes())):
+        with pytest.raises(ValueError, match=f"good.pth: its SHA-256 is {digest}, not 00"):
+            load_torch(source, sha256="0" * 64, name=str(good))
 
 
 @pytest.mark.parametrize(

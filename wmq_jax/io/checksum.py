@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from typing import BinaryIO
 
 
 def sha256_of(path: str | os.PathLike) -> str:
@@ -10,13 +11,14 @@ def sha256_of(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def check_sha256(path: str | os.PathLike, expected: str) -> None:
-    """Checks the SHA-256 of a whole file.
+def check_sha256(file: BinaryIO, expected: str, name: str) -> None:
+    """Checks the SHA-256 of a whole open file, which can seek; `name` is what the message calls it.
 
     Raises:
       ValueError: it is another one.
-      OSError: the file cannot be read.
     """
-    found = sha256_of(path)
+    file.seek(0)
+    found = hashlib.file_digest(file, "sha256").hexdigest()
+    file.seek(0)
     if found != expected.lower():
-        raise ValueError(f"{path}: its SHA-256 is {found}, not {expected}; the file is damaged or another one")
+        raise ValueError(f"{name}: its SHA-256 is {found}, not {expected}; the file is damaged or another one")

@@ -32,7 +32,8 @@ def load_safetensors(path: str | os.PathLike, sha256: str | None = None) -> dict
             f"{path}: reading it needs the safetensors package: pip install 'wmq_jax[safetensors]'"
         ) from None
     if sha256 is not None:
-        check_sha256(path, sha256)
+        with open(path, "rb") as file:
+            check_sha256(file, sha256, str(path))
     try:
         return load_file(path)
     except (SafetensorError, KeyError, TypeError, AttributeError) as error:

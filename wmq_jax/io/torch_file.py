@@ -97,7 +97,7 @@ def load_torch(source: str | os.PathLike | BinaryIO, sha256: str | None = None, 
 
     Args:
       source: a path, or an open binary file that can seek.
-      sha256: what the SHA-256 of the whole file must be; None does not check it. For paths.
+      sha256: what the SHA-256 of the whole file must be; None does not check it.
       name: what messages call the file; its path if not given.
 
     Returns:
@@ -113,13 +113,18 @@ def load_torch(source: str | os.PathLike | BinaryIO, sha256: str | None = None, 
     if not is_open and not Path(source).is_file():
         raise FileNotFoundError(f"there is no file {source}")
     try:
-        if sha256 is not None and not is_open:
-            check_sha256(source, sha256)
-        with contextlib.nullcontext(source) if is_open else open(source, "rb") as file, _archive(file) as archive:
-            resolver = _Resolver(archive.storage)
-            return resolver(read_pickle(archive.read("data.pkl").tobytes(), _resolve, _persistent))
+        with contextlib.nullcontext(source) if is_open else open(source, "rb") as file:
+            if sha256 is not None:
+                check_sha256(file, sha256, name)
+            return _read(file)
     except PickleError as error:
         raise TorchFileError(f"{name}: {error}.") from None
+
+
+def _read(file: BinaryIO) -> Any:
+    with _archive(file) as archive:
+        resolver = _Resolver(archive.storage)
+        return resolver(read_pickle(archive.read("data.pkl").tobytes(), _resolve, _persistent))
 
 
 # The archive
