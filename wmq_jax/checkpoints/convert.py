@@ -27,7 +27,8 @@ from wmq_jax.data.official import fixed_normalizer, open_dataset
 from wmq_jax.models import WorldModelConfig
 
 UNUSED = "unused.npz"
-_BASE = "encoder.base_model."
+# Of weights in a state dict of the whole model; a run calls its encoder's weights `base_model.*`, a backbone file does not.
+_PREFIXES = {module: f"{module}." for module in MODULES} | {"encoder": "encoder.base_model."}
 _PLANNING = ("predictor", "proprio_encoder", "action_encoder")
 
 
@@ -92,29 +93,24 @@ def load_official(
         content = io.load_torch(file, name=where)
     settings = hydra.read_hydra(settings_text(run), f"{run.path}/hydra.yaml")
     modules, attributes = _modules(content, where)
-    files = {str(run.root if run.prefix is not None else run.root / name): ""}
+    files = [run.root if run.prefix is not None else run.root / name]
     if "encoder" in modules:
         heads = heads or attributes["encoder"].get("base_model.blocks.0.attn.num_heads")
-        modules["encoder"] = {n.removeprefix("base_model."): w for n, w in modules["encoder"].items()}
     elif backbone is None:
         raise ValueError(f"{where} has no encoder: it was frozen, so a backbone file must be given (--backbone).")
     else:
         modules["encoder"] = load_backbone(backbone)
-        files[str(backbone)] = ""
+        files.append(Path(backbone))
     config = _config(settings, modules, heads)
-    state = {
-        f"{module}.{n}": w for module, weights in modules.items() if module != "encoder" for n, w in weights.items()
-    }
-    state |= {_BASE + n: w for n, w in modules["encoder"].items()}
     if config.decoder is None:
-        state = {n: w for n, w in state.items() if not n.startswith("decoder.")}
+        modules.pop("decoder", None)
     trained = content.get("epoch", 0)
     return OfficialModel(
-        state=state,
+        state={_PREFIXES[m] + name: w for m, weights in modules.items() for name, w in weights.items()},
         config=config,
         settings=settings,
         epoch=trained if isinstance(trained, int) else 0,
-        files={path: io.sha256_of(path) for path in files},
+        files={str(path): io.sha256_of(path) for path in files},
     )
 
 
@@ -137,6 +133,8 @@ def _modules(content: Any, where: str) -> tuple[dict[str, dict[str, np.ndarray]]
             f"{where} has no {' and no '.join(missing)}; it holds {', '.join(map(str, content)) or 'nothing'}."
         )
     weights["predictor"] = {_official_name(name): w for name, w in weights["predictor"].items()}
+    if "encoder" in weights:
+        weights["encoder"] = {name.removeprefix("base_model."): w for name, w in weights["encoder"].items()}
     return weights, attributes
 
 
