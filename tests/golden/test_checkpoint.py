@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import tempfile
 import zipfile
 from pathlib import Path
 
@@ -152,7 +153,8 @@ NEGATIVE = {
 @pytest.mark.parametrize("name", NEGATIVE)
 def test_negative_files_are_refused(golden, run_dir, backbone, heads, tmp_path, name):
     marker = tmp_path / "pwned"
-    markers = [marker, Path("/tmp/pwned")]
+    markers = [marker, Path(tempfile.gettempdir()) / "pwned"]
+    assert not any(marker.exists() for marker in markers)
     if golden_folder() == REDUCED:
         (tmp_path / "negative").mkdir()
         folder = negative_files(tmp_path / "negative", run_dir, marker)
