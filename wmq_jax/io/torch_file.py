@@ -7,7 +7,6 @@ nothing; tensors are views of their storages, so the peak is the size of what is
 
 import contextlib
 import dataclasses
-import itertools
 import math
 import os
 import struct
@@ -26,12 +25,11 @@ from wmq_jax.io.torch_writer import STORAGES
 
 # Packages whose classes become stand-ins: the world model, its backbone, torch's modules, and what trained them.
 _CLASS_PACKAGES = ("models.", "dinov2.", "torch.nn.modules.", "torch.optim.", "accelerate.")
-_BUILTINS = ("list", "tuple", "set", "frozenset", "int", "float", "bool", "str", "complex")
+_BUILTINS = ("dict", "list", "tuple", "set", "frozenset", "int", "float", "bool", "str", "complex")
 _PIECE = 1 << 20
-# A tensor may repeat its storage (stride 0); more elements than this are taken for an attack on memory.
-_MOST_REPEATED = 1 << 28
-# A module may be part of several others; a few that hold each other twice would take for ever.
-_DEEPEST, _MOST_PARTS = 100, 100_000
+# What a file may ask for without holding as much itself: elements of a tensor that repeats its storage (stride 0), levels of
+# nesting, entries of modules (one that is part of several is visited each time), characters of a name.
+_MOST_REPEATED, _DEEPEST, _MOST_ENTRIES, _LONGEST_NAME = 1 << 28, 100, 1_000_000, 1000
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -218,15 +216,6 @@ def _other_type(head: bytes) -> str:
 # Names in the pickle
 
 
-def _dictionary(items: Any = ()) -> dict[Any, Any]:
-    """An (ordered) dictionary from nothing or pairs."""
-    if not isinstance(items, list | tuple) or not all(isinstance(x, list | tuple) and len(x) == 2 for x in items):
-        raise PickleError("its pickle makes a dictionary of something that is no list of pairs")
-    if not all(isinstance(key, str | int) for key, _ in items):
-        raise PickleError("its pickle makes a dictionary with a key that is no string")
-    return dict(items)
-
-
 def _whole(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**62
 
@@ -283,16 +272,15 @@ def _names() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_dtype,
         ("torch._utils", "_rebuild_parameter"): _parameter,
         ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-        ("torch", "Size"): lambda sizes=(): tuple(sizes) if isinstance(sizes, tuple | list) else (),
-        ("torch", "device"): lambda *parts: ":".join(str(part) for part in parts if isinstance(part, str | int)),
-        ("collections", "OrderedDict"): _dictionary,
+        # Items follow by opcodes. Builders copy nothing that is given to them, since a file can give it a thousand times.
+        ("collections", "OrderedDict"): lambda: {},
         ("collections", "defaultdict"): lambda factory=None: {},
+        ("torch", "Size"): lambda sizes=(): sizes,
     }
-    for module in ("builtins", "__builtin__"):
-        builders[module, "dict"] = _dictionary
     names: dict[tuple[str, str], Any] = {
         (module, name): Builder(f"{module}.{name}", build) for (module, name), build in builders.items()
     }
+    names["torch", "device"] = stand_in("torch.device")
     for name in _BUILTINS:
         names["builtins", name] = names["__builtin__", name] = stand_in(f"builtins.{name}")
     for name, storage in STORAGES.items():
@@ -309,10 +297,10 @@ def _resolve(module: str, name: str) -> Any:
     found = _NAMES.get((module, name))
     if found is not None:
         return found
-    is_class = name.isidentifier() and name.lstrip("_")[:1].isupper()
-    is_module = all(part.isidentifier() for part in module.split("."))
-    if is_class and is_module and f"{module}.".startswith(_CLASS_PACKAGES):
-        return stand_in(f"{module}.{name}")
+    if max(len(module), len(name)) <= _LONGEST_NAME and f"{module}.".startswith(_CLASS_PACKAGES):
+        is_class = name.isidentifier() and name.lstrip("_")[:1].isupper()
+        if is_class and all(part.isidentifier() for part in module.split(".")):
+            return stand_in(f"{module}.{name}")
     raise PickleError(f"it asks for {f'{module}.{name}'[:200]!r}, which is refused: nothing in a file may run")
 
 
@@ -334,6 +322,7 @@ class _Resolver:
         self._read = read
         self._storages: dict[str, tuple[_Storage, np.ndarray]] = {}
         self._done: dict[int, tuple[Any, Any]] = {}
+        self._entries = 0
 
     def __call__(self, value: Any, depth: int = 0) -> Any:
         if depth > _DEEPEST:
@@ -358,7 +347,7 @@ class _Resolver:
         if isinstance(value, dict):
             return {self._key(key): self(item, depth) for key, item in value.items()}
         if isinstance(value, StandIn):
-            return _module(value, self._array) if _is_module(value) else Opaque(value.class_name)
+            return self._module(value) if _is_module(value) else Opaque(value.class_name)
         return type(value)(self(item, depth) for item in value)
 
     def _key(self, key: Any) -> Any:
@@ -374,53 +363,55 @@ class _Resolver:
         if elements is None:
             elements = self._read(storage)
             self._storages[storage.key] = storage, elements
-        if not math.prod(tensor.shape):
-            return np.empty(tensor.shape, storage.dtype)
-        strides = [step * storage.dtype.itemsize for step in tensor.strides]
-        return np.lib.stride_tricks.as_strided(elements[tensor.offset :], tensor.shape, strides)
+        try:
+            if not math.prod(tensor.shape):
+                return np.empty(tensor.shape, storage.dtype)
+            strides = [step * storage.dtype.itemsize for step in tensor.strides]
+            return np.lib.stride_tricks.as_strided(elements[tensor.offset :], tensor.shape, strides)
+        except (ValueError, OverflowError):
+            raise PickleError(f"a tensor has the shape {tensor.shape} and strides that no array can have") from None
 
+    def _module(self, root: StandIn) -> Module:
+        """The weights of a module and of its children; plain tensors among its attributes, such as masks, are no weights."""
+        found = Module(root.class_name, {}, {})
+        self._visit(found, root, "", 0)
+        return found
 
-def _is_module(value: Any) -> bool:
-    return (
-        isinstance(value, StandIn) and isinstance(value.state, dict) and {"_parameters", "_modules"} <= set(value.state)
-    )
-
-
-def _module(root: StandIn, array: Callable[[_Tensor], np.ndarray]) -> Module:
-    """The weights of a module and of its children; plain tensors among its attributes, such as masks, are no weights."""
-    weights: dict[str, np.ndarray] = {}
-    attributes: dict[str, Any] = {}
-    parts = itertools.count(1)
-
-    def visit(module: StandIn, prefix: str, depth: int) -> None:
-        state = module.state
-        if next(parts) > _MOST_PARTS:
-            raise PickleError(f"its module {root.class_name} has more than {_MOST_PARTS} parts")
+    def _visit(self, found: Module, module: StandIn, prefix: str, depth: int) -> None:
+        """Adds what a part of a module holds under names that start with `prefix`."""
+        state, where = module.state, f"its module {found.class_name}"
         groups = [state.get(group, {}) for group in ("_parameters", "_buffers", "_modules")]
-        if depth > _DEEPEST or not all(isinstance(group, dict) for group in groups):
-            raise PickleError(f"its module {root.class_name} is damaged or nested more than {_DEEPEST} deep")
+        if depth > _DEEPEST or len(prefix) > _LONGEST_NAME or not all(map(_is_named, (state, *groups))):
+            raise PickleError(f"{where} is damaged or nested too deeply")
         parameters, buffers, children = groups
-        passing = _set_items(state.get("_non_persistent_buffers_set"))
+        passing = _items_of_set(state.get("_non_persistent_buffers_set"))
+        self._entries += sum(map(len, (state, *groups, passing)))
+        if self._entries > _MOST_ENTRIES:
+            raise PickleError(f"{where} and others have more than {_MOST_ENTRIES} entries")
+        left_out = {name for name in passing if isinstance(name, str)}
         for name, tensor in (*parameters.items(), *buffers.items()):
-            if tensor is not None and name not in passing:
+            if tensor is not None and name not in left_out:
                 if not isinstance(tensor, _Tensor):
-                    raise PickleError(f"weight {prefix}{name} of {root.class_name} is no tensor")
-                weights[f"{prefix}{name}"] = array(tensor)
-        for name, value in state.items():
-            if isinstance(value, str | int | float) and isinstance(name, str):
-                attributes[f"{prefix}{name}"] = value
+                    raise PickleError(f"{where} has something else than a tensor as {prefix}{name}")
+                found.weights[prefix + name] = self._array(tensor)
+        plain = {prefix + name: value for name, value in state.items() if isinstance(value, str | int | float)}
+        found.attributes.update(plain)
         for name, child in children.items():
             if child is not None:
                 if not _is_module(child):
-                    raise PickleError(f"part {prefix}{name} of {root.class_name} is no module")
-                visit(child, f"{prefix}{name}.", depth + 1)
-
-    visit(root, "", 0)
-    return Module(root.class_name, weights, attributes)
+                    raise PickleError(f"{where} has something else than a module as {prefix}{name}")
+                self._visit(found, child, f"{prefix}{name}.", depth + 1)
 
 
-def _set_items(value: Any) -> tuple[Any, ...]:
-    """The items of a pickled set of strings."""
-    if isinstance(value, StandIn) and value.args and isinstance(value.args[0], list):
-        return tuple(value.args[0])
-    return ()
+def _is_module(value: Any) -> bool:
+    return isinstance(value, StandIn) and isinstance(value.state, dict) and "_modules" in value.state
+
+
+def _is_named(value: Any) -> bool:
+    """Whether this is a dictionary whose keys can be parts of names."""
+    return isinstance(value, dict) and all(isinstance(key, str) and len(key) <= _LONGEST_NAME for key in value)
+
+
+def _items_of_set(value: Any) -> list[Any]:
+    """The items of a pickled set."""
+    return value.args[0] if isinstance(value, StandIn) and value.args and isinstance(value.args[0], list) else []
