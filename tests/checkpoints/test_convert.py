@@ -161,6 +161,13 @@ def test_another_backbone_than_that_of_the_run_is_named(run, tmp_path):
         load_official(run, tmp_path / "other.pth", heads=2)
 
 
+def test_settings_of_another_depth_are_named(run):
+    file = run / "hydra.yaml"
+    file.write_text(file.read_text().replace("depth: 2", "depth: 1000000000"))
+    with pytest.raises(ValueError, match="predictor has 1000000000 layers, but it has 2"):
+        load_official(run, run / "backbone.pth", heads=HEADS)
+
+
 def test_epochs_that_are_there_are_named(run):
     latest = run / "checkpoints" / "model_latest.pth"
     for epoch in (9, 10):

@@ -159,6 +159,13 @@ def _config(settings, modules, heads) -> WorldModelConfig:
         raise ValueError(
             f"the action_encoder takes {config.action_dim} numbers, no multiple of frameskip {config.frameskip}."
         )
+    # Before the names of all weights are compared, which would list those of every layer.
+    matches = (re.match(r"transformer\.layers\.(\d+)\.", name) for name in modules["predictor"])
+    layers = len({match[1] for match in matches if match})
+    if layers != config.predictor.depth:
+        raise ValueError(
+            f"hydra.yaml says that the predictor has {config.predictor.depth} layers, but it has {layers}."
+        )
     table = modules["predictor"].get("pos_embedding")
     if table is not None and table.shape[-1] != config.predictor_dim:
         raise ValueError(

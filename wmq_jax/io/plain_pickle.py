@@ -57,6 +57,6 @@ def _array(dtype: Any, data: bytes, shape: tuple[Any, ...], order: str) -> np.nd
             kind = np.dtype(f"{byte_order}{code}")
             try:
                 return np.frombuffer(data, kind).reshape(shape, order=order)
-            except (ValueError, TypeError):
+            except (ValueError, TypeError, OverflowError):
                 pass
     raise PickleError("it holds an array whose dtype, shape and bytes do not fit together")
