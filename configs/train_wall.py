@@ -25,6 +25,7 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
     config.seed = 0
     config.env = dict(name="wall", door_y=10, wall_x=32)
     config.model = model
+    config.dataset = ""  # official wall_single, folder or zip file, instead of generated trajectories
     config.data = dict(
         train=96000,  # trajectories
         validation=1000,

@@ -25,7 +25,8 @@ def get_config(mode: str = "study") -> ml_collections.ConfigDict:
         raise ValueError(f"configs/wall.py has the modes {', '.join(MODES)}, not {mode!r}")
     config = ml_collections.ConfigDict()
     config.name = f"wall-{mode}"
-    config.checkpoint = "bundled"
+    config.checkpoint = "bundled"  # or the folder of a checkpoint
+    config.dataset = ""  # official data set, folder or zip file: statistics that a converted model lacks, real episodes
     config.env = dict(name="wall", door_y=10, wall_x=32)
     config.variants = VARIANTS
     config.planner = dict(
@@ -46,7 +47,9 @@ def get_config(mode: str = "study") -> ml_collections.ConfigDict:
         base=2.0,
     )
     config.episodes = dict(count=50, base_seed=99)
-    # Of the static activation ranges: what the full-precision planner considers on episodes of its own.
+    # Of the static activation ranges: what the full-precision planner considers on episodes of its own, or dataset: real episodes,
+    # `samples` stretches of `horizon` model actions of each.
+    config.calibration_source = "planner"
     config.calibration = dict(episodes=4, iterations=3, samples=8, seed=0, horizon=5)
     config.engine = dict(tile=0, tiles_per_call=4, devices=0, noise_floor_tile=0)
     config.references = True

@@ -1,10 +1,19 @@
 """What the README shows must run."""
 
+import os
 import re
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
-from configs import train_wall, wall
+import numpy as np
+
+from configs import train_wall, wall, wall_official
+from tests.golden.conftest import golden_path
+from wmq_jax.io import save_torch
 from wmq_jax.quantized import parse_variant
+from wmq_jax.sweep import check_settings
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -48,3 +57,37 @@ def test_variants_that_it_names_exist():
 def test_files_that_it_links_exist():
     for target in re.findall(r"\]\(([\w./]+)\)", TEXT):
         assert (ROOT / target).exists(), target
+
+
+def test_the_conversion_that_it_shows_runs(tmp_path):
+    """Word by word, on the recorded run under the published names; its small backbone needs its head count beside."""
+    run = next((golden_path("checkpoint") / "outputs").glob("*/hydra.yaml")).parent
+    with zipfile.ZipFile(tmp_path / "outputs.zip", "w") as file:
+        for path in (run / "hydra.yaml", *run.glob("checkpoints/*.pth")):
+            file.write(path, f"outputs/wall_single/{path.relative_to(run).as_posix()}")
+    data = golden_path("dataset_wall")
+    with zipfile.ZipFile(tmp_path / "wall_single.zip", "w") as file:
+        for path in data.rglob("*.pth"):
+            file.write(path, path.relative_to(data).as_posix())
+    with np.load(golden_path("world_model.npz")) as world:
+        prefix = "sd/encoder.base_model."
+        save_torch(
+            tmp_path / "dinov2_vits14_pretrain.pth",
+            {name.removeprefix(prefix): world[name] for name in world.files if name.startswith(prefix)},
+        )
+        heads = int(world["spec/enc_heads"])
+    lines = re.findall(r"^python -m experiments\.convert .*$", TEXT, re.M)
+    assert len(lines) == 2
+    for line, extra in zip(lines, ([f"--encoder_heads={heads}"], [])):
+        command = [sys.executable, *line.split()[1:], *extra]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "outputs" / "wall" / "hydra.yaml").is_file()
+
+
+def test_the_sweep_of_published_files_is_accepted():
+    (line,) = re.findall(r"^python -m experiments\.sweep --config=configs/wall_official.*$", TEXT, re.M)
+    words = dict(word.removeprefix("--config.").split("=", 1) for word in line.split() if word.startswith("--config."))
+    settings = check_settings({**wall_official.get_config().to_dict(), **words})
+    assert settings.dataset == "wall_single.zip" and settings.checkpoint == "models/wall"

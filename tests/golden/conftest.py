@@ -19,9 +19,7 @@ from tests.golden.recorded_models import recorded_world_model
 from tests.golden.tally import REDUCED, golden_folder
 
 # What the reduced copy leaves out, since nothing here compares with it yet. Anything else that is missing is a failure.
-LEFT_OUT = frozenset(
-    {"awq.npz", "checkpoint", "env_point_maze.npz", "env_pusht.npz", "omniquant.npz", "smoothquant.npz"}
-)
+LEFT_OUT = frozenset({"awq.npz", "env_point_maze.npz", "env_pusht.npz", "omniquant.npz", "smoothquant.npz"})
 
 
 class Samples(NamedTuple):

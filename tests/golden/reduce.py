@@ -11,10 +11,13 @@ import argparse
 import dataclasses
 import re
 import shutil
+import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from wmq_jax.io import Module, load_torch
 
 # Entries kept of a tensor that is thinned out.
 ENTRIES = 1000
@@ -27,11 +30,13 @@ class Rule:
     Attributes:
       drop: keys that are left out.
       thin: whole tensors of which evenly spaced entries are kept.
+      entries: how many entries are kept of a large tensor.
       first: sub-sampled tensors, and whole ones, of which the first element of the batch is kept.
     """
 
     drop: str = "$^"
     thin: str = "$^"
+    entries: int = ENTRIES
     first: str = "$^"
 
 
@@ -64,9 +69,9 @@ class Samples(NamedTuple):
     values: np.ndarray
 
 
-def thinned(samples: Samples) -> Samples:
+def thinned(samples: Samples, entries: int) -> Samples:
     """Evenly spaced ones of the entries."""
-    chosen = np.unique(np.linspace(0, len(samples.index) - 1, ENTRIES).round().astype(np.int64))
+    chosen = np.unique(np.linspace(0, len(samples.index) - 1, entries).round().astype(np.int64))
     return Samples(samples.shape, samples.index[chosen].astype(np.int32), samples.values[chosen])
 
 
@@ -92,9 +97,10 @@ def reduced(arrays: dict[str, np.ndarray], rule: Rule) -> dict[str, np.ndarray]:
             continue
         if is_sampled and part == "idx":
             samples = Samples(arrays[f"{tensor}/shape"], array, arrays[f"{tensor}/val"])
-            _store(out, tensor, thinned(first_of(samples) if is_first else samples))
+            _store(out, tensor, thinned(first_of(samples) if is_first else samples, rule.entries))
         elif re.search(rule.thin, key):
-            _store(out, key, thinned(Samples(np.array(array.shape), np.arange(array.size), array.reshape(-1))))
+            whole = Samples(np.array(array.shape), np.arange(array.size), array.reshape(-1))
+            _store(out, key, thinned(whole, rule.entries))
         else:
             out[key] = array[:1] if is_first else array
     return out
@@ -116,6 +122,33 @@ def copy_wall_data(source: Path, target: Path, preprocess: dict[str, np.ndarray]
         shutil.copyfile(source / "obses" / name, target / "obses" / name)
 
 
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Copies the run folder, its checkpoint without the storages of optimizers and masks, and fewer entries of its weights.
+
+    The backbone is left out: its weights are those of the encoder in `world_model.npz`.
+    """
+    for path in source.glob("outputs/*/hydra.yaml"):
+        run = target / path.parent.relative_to(source)
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, run / path.name)
+        for file in path.parent.glob("checkpoints/*.pth"):
+            copy_weights(file, run / "checkpoints" / file.name)
+    with np.load(source / "state_dicts.npz", allow_pickle=False) as file:
+        arrays = {key: file[key] for key in file.files}
+    np.savez_compressed(target / "state_dicts.npz", **reduced(arrays, Rule(drop="/sum$", entries=100)))
+
+
+def copy_weights(source: Path, target: Path) -> None:
+    """Copies a torch file, entry by entry, without the storages that no weight of a module is in."""
+    modules = [value for value in load_torch(source).values() if isinstance(value, Module)]
+    kept = {weight.tobytes() for module in modules for weight in module.weights.values()}
+    with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
+        for info in old.infolist():
+            data = old.read(info)
+            if "/data/" not in info.filename or data in kept:
+                new.writestr(info.filename, data)
+
+
 def main() -> None:
     """Reads a folder of recordings, writes the reduced copy beside this file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -130,6 +163,7 @@ def main() -> None:
         print(f"{name}: {(source / name).stat().st_size:>9,} -> {(target / name).stat().st_size:>9,} bytes")
         if name == "preprocess.npz":
             copy_wall_data(source / "dataset_wall/wall_single", target / "dataset_wall/wall_single", arrays)
+    copy_checkpoint(source / "checkpoint", target / "checkpoint")
     print(f"total: {sum(path.stat().st_size for path in target.rglob('*') if path.is_file()):,} bytes")
 
 

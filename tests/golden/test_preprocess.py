@@ -1,12 +1,11 @@
 """Normalisation, statistics, splits, clips and images against preprocess.npz and dataset_wall."""
 
-import zipfile
-
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wmq_jax.data import Normalizer
+from wmq_jax.data import Normalizer, open_dataset
+from wmq_jax.data.official import fixed_normalizer
 from wmq_jax.data.splits import clip_slices, shuffle_slices, split_trajectories
 from wmq_jax.models import normalize_image
 from wmq_jax.models.image import resize
@@ -26,34 +25,9 @@ def recording(golden):
     return golden("preprocess.npz")
 
 
-def tensor(path, dtype):
-    """The only tensor of a torch file, flat."""
-    with zipfile.ZipFile(path) as file:
-        (name,) = [name for name in file.namelist() if name.endswith("/data/0")]
-        return np.frombuffer(file.read(name), dtype)
-
-
-class WallData:
-    """The recorded data set of Wall: states and actions (N, T, 2), and the frames of an episode."""
-
-    def __init__(self, folder, episodes):
-        self._folder = folder
-        self.states, self.actions = (
-            tensor(folder / f"{name}.pth", np.float32).reshape(episodes, -1, 2) for name in ("states", "actions")
-        )
-
-    def frames(self, episode):
-        """(T, H, H, 3) uint8."""
-        flat = tensor(self._folder / "obses" / f"episode_{episode:03d}.pth", np.uint8)
-        steps = self.states.shape[1]
-        side = round((flat.size / steps / 3) ** 0.5)
-        return np.moveaxis(flat.reshape(steps, 3, side, side), 1, -1)
-
-
 @pytest.fixture(scope="module")
-def wall(golden, recording):
-    episodes = sum(len(recording[f"wall_split/{part}_indices"]) for part in ("train", "valid"))
-    return WallData(golden.path("dataset_wall") / "wall_single", episodes)
+def wall(golden):
+    return open_dataset(golden.path("dataset_wall") / "wall_single")
 
 
 def normalizer(recording, case):
@@ -76,12 +50,16 @@ def test_images_become_channel_last_in_minus_one_to_one(recording, close):
 
 
 def test_statistics_of_the_wall_data(recording, wall, close):
-    # The proprioception of Wall is its state.
-    ours = Normalizer.fit(wall.actions, wall.states)
+    ours = wall.normalizer
     for name in ("action_mean", "action_std", "proprio_mean", "proprio_std"):
         close(getattr(ours, name), recording[f"wall_stats/{name}"], rel_l2=1e-6, what=name)
     for part in ("mean", "std"):
         close(getattr(ours, f"proprio_{part}"), recording[f"wall_stats/state_{part}"], rel_l2=1e-6, what=part)
+
+
+def test_constants_of_pusht(recording, compared):
+    for name in ("action_mean", "action_std", "proprio_mean", "proprio_std"):
+        same(getattr(fixed_normalizer("pusht"), name), recording[f"pusht/{name}"], compared)
 
 
 def test_statistics_of_ragged_trajectories(recording, close):
@@ -92,14 +70,15 @@ def test_statistics_of_ragged_trajectories(recording, close):
     close(ours.action_std, recording["maze_stats/std"], what="std", **EXACT)
 
 
-def test_splits(recording, compared):
+def test_splits(recording, wall, compared):
     for case in recording.names("split_seed42/"):
         ours = split_trajectories(int(case.removeprefix("n")), TRAIN_FRACTION["split_seed42"])
         for part in ("train", "valid"):
             recorded = recording[f"split_seed42/{case}/{part}"]
             same(getattr(ours, part)[: len(recorded)], recorded, compared)
     recorded = [recording[f"wall_split/{part}_indices"] for part in ("train", "valid")]
-    ours = split_trajectories(sum(map(len, recorded)), TRAIN_FRACTION["wall_split"])
+    assert sum(map(len, recorded)) == len(wall)
+    ours = wall.split(TRAIN_FRACTION["wall_split"])
     for part, rows in zip(ours, recorded):
         same(part, rows, compared)
 
@@ -112,8 +91,8 @@ def clip_shape(recording):
 
 
 def test_clips(recording, wall, compared):
-    split = split_trajectories(len(wall.states), TRAIN_FRACTION["wall_split"])
-    slices = [clip_slices([wall.states.shape[1]] * len(part), *clip_shape(recording)) for part in split]
+    split = wall.split(TRAIN_FRACTION["wall_split"])
+    slices = [clip_slices(wall.lengths[part], *clip_shape(recording)) for part in split]
     for case in (name for name in recording.names() if name.startswith("wall_seed")):
         shuffled = shuffle_slices(slices, int(case.removeprefix("wall_seed")))
         for rows, part in zip(shuffled, ("train", "valid")):
@@ -135,7 +114,7 @@ def test_an_item(recording, wall, close):
     actions = ours.to_model_actions(wall.actions[episode, start:stop], frameskip)
     close(actions, recording["wall_item0/act"], what="actions", **EXACT)
     recorded = recording.sub("wall_item0/visual")
-    frames = wall.frames(episode)[start:stop:frameskip]
+    frames = wall.frames(episode, range(start, stop, frameskip))
     close(images(frames, recorded.shape[-1]), recorded, what="images", **IMAGE)
 
 

@@ -33,13 +33,13 @@ class ModelCheckpoint:
     Attributes:
       config: its sizes.
       params: its parameters, numpy float32.
-      normalizer: the statistics it was trained with.
+      normalizer: the statistics it was trained with; None for a converted model whose data set was not at hand.
       metadata: how it was made; JSON values.
     """
 
     config: WorldModelConfig
     params: Any
-    normalizer: Normalizer
+    normalizer: Normalizer | None
     metadata: dict[str, Any]
 
 
@@ -52,7 +52,7 @@ def save_model(
     path: str | os.PathLike,
     config: WorldModelConfig,
     params: Any,
-    normalizer: Normalizer,
+    normalizer: Normalizer | None,
     metadata: Mapping[str, Any],
 ) -> None:
     """Writes a checkpoint to the new folder `path`.
@@ -70,7 +70,7 @@ def save_model(
     description = {
         "format": FORMAT,
         "config": config.to_dict(),
-        "normalizer": normalizer.to_dict(),
+        "normalizer": None if normalizer is None else normalizer.to_dict(),
         "metadata": dict(metadata),
         "files": _digests(path),
     }
@@ -91,7 +91,9 @@ def load_model(path: str | os.PathLike) -> ModelCheckpoint:
     _check_files(path, description["files"])
     try:
         config = WorldModelConfig.from_dict(description["config"])
-        normalizer = Normalizer.from_dict(description["normalizer"])
+        normalizer = description["normalizer"]
+        if normalizer is not None:
+            normalizer = Normalizer.from_dict(normalizer)
     except (ValueError, TypeError) as error:
         raise ValueError(f"model checkpoint {path}: {error}") from None
     try:
@@ -110,6 +112,16 @@ def abstract_params(config: WorldModelConfig) -> Any:
     sizes = (side, side, 3), (config.proprio_dim,), (config.action_dim,)
     inputs = [jax.ShapeDtypeStruct((1, 1, *size), jnp.float32) for size in sizes]
     return jax.eval_shape(WorldModel(config).init, jax.random.key(0), *inputs)["params"]
+
+
+def params_sha256(params: Any) -> str:
+    """A checksum of a tree of parameters: names, shapes and values, whatever file they came from."""
+    digest = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
 
 
 def check_params(config: WorldModelConfig, params: Any, where: str) -> None:
@@ -146,8 +158,10 @@ def _read_description(path: Path) -> dict[str, Any]:
         description = json.loads((path / _DESCRIPTION).read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"model checkpoint {path}: {_DESCRIPTION} is damaged ({error})") from None
-    fields = {"format": str, "config": dict, "normalizer": dict, "metadata": dict, "files": dict}
-    if not isinstance(description, dict) or not all(isinstance(description.get(k), v) for k, v in fields.items()):
+    fields = {"format": str, "config": dict, "normalizer": dict | None, "metadata": dict, "files": dict}
+    if not isinstance(description, dict) or not all(
+        k in description and isinstance(description[k], v) for k, v in fields.items()
+    ):
         raise ValueError(f"model checkpoint {path}: {_DESCRIPTION} must have the fields {', '.join(fields)}")
     if description["format"] != FORMAT:
         raise ValueError(

@@ -130,8 +130,8 @@ def weights(config: WorldModelConfig) -> list[Weight]:
     return found
 
 
-def _unused(config: WorldModelConfig, name: str) -> bool:
-    """Is this a weight that the original stores and its forward pass never reads?"""
+def is_unused(config: WorldModelConfig, name: str) -> bool:
+    """Whether this is a weight that the original stores and its forward pass never reads."""
     if name == "encoder.base_model.mask_token":
         return True
     return name.startswith("decoder.quantize_b.") and config.decoder is not None and not config.decoder.quantize
@@ -168,7 +168,7 @@ def from_torch(state: State, config: WorldModelConfig) -> dict[str, Any]:
     shapes = parameter_shapes(config)
     known = {w.name for w in wanted}
     problems = [f"missing: {w.name}" for w in wanted if w.name not in state]
-    problems += [f"surplus: {name}" for name in state if name not in known and not _unused(config, name)]
+    problems += [f"surplus: {name}" for name in state if name not in known and not is_unused(config, name)]
     params = {}
     for weight in wanted:
         if weight.name not in state:

@@ -1,6 +1,15 @@
-"""Trajectories on disk, their normalisation and their splits."""
+"""Trajectories on disk, ours and official ones, their normalisation and their splits."""
 
 from wmq_jax.data.normalizer import Normalizer
+from wmq_jax.data.official import OfficialDataset, open_dataset, wall_parts
 from wmq_jax.data.trajectories import Trajectories, load_trajectories, save_trajectories
 
-__all__ = ["Normalizer", "Trajectories", "load_trajectories", "save_trajectories"]
+__all__ = [
+    "Normalizer",
+    "OfficialDataset",
+    "Trajectories",
+    "load_trajectories",
+    "open_dataset",
+    "save_trajectories",
+    "wall_parts",
+]

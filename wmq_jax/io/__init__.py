@@ -1,9 +1,27 @@
-"""Files: atomic writes and trees of arrays.
+"""Files: atomic writes, checksums, and other people's tensors as numpy arrays without their libraries.
 
 `wmq_jax.io.orbax` is imported on request, since importing Orbax takes seconds.
 """
 
 from wmq_jax.io.atomic import append_line, write_bytes, write_json, write_text
+from wmq_jax.io.checksum import check_sha256, sha256_of
+from wmq_jax.io.safetensors_file import load_safetensors
+from wmq_jax.io.torch_file import Module, Opaque, TorchFileError, load_torch
+from wmq_jax.io.torch_writer import save_torch
 from wmq_jax.io.workdir import adopt_config
 
-__all__ = ["adopt_config", "append_line", "write_bytes", "write_json", "write_text"]
+__all__ = [
+    "Module",
+    "Opaque",
+    "TorchFileError",
+    "adopt_config",
+    "append_line",
+    "check_sha256",
+    "load_safetensors",
+    "load_torch",
+    "save_torch",
+    "sha256_of",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

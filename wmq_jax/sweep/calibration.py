@@ -1,6 +1,6 @@
-"""Closed-loop calibration: activation statistics of the rollouts that a full-precision planner asks for.
+"""Calibration: activation statistics of the rollouts that a full-precision planner asks for, or of real episodes.
 
-The planner is run on calibration episodes by the engine that will run the sweep (nothing is compiled for it), the futures it
+In closed loop, the planner is run on calibration episodes by the engine that will run the sweep (nothing is compiled for it), the futures it
 considered are sampled again from its recorded proposals, and the plain rollout of each is observed: no reuse and no pruning,
 since calibration decides what the quantizers see.
 Source: the protocol of arXiv 2602.02110.
@@ -14,8 +14,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmq_jax.data import Normalizer, OfficialDataset
 from wmq_jax.envs.manifest import Manifest
-from wmq_jax.models import WorldModel, normalize_image
+from wmq_jax.models import WorldModel, WorldModelConfig, normalize_image
+from wmq_jax.models.image import resize
 from wmq_jax.planning import IterationRecord, Problem, episode_key, sample_plans, step_noise
 from wmq_jax.quantized import calibrate
 from wmq_jax.sweep.cells import Cell
@@ -67,6 +69,39 @@ def planner_rollouts(
         for iteration, record in enumerate(finished[episode][: limits["iterations"]]):
             yield batch(env_state, record, manifest.seeds[episode].astype(np.int32), np.int32(iteration))
             env_state = record.env_state
+
+
+def dataset_rollouts(
+    dataset: OfficialDataset, config: WorldModelConfig, normalizer: Normalizer, limits: Mapping[str, int]
+) -> Iterator[tuple[chex.Array, chex.Array, chex.Array]]:
+    """What happened in episodes of a data set, as the model would imagine it from their frames and actions.
+
+    Args:
+      dataset: its training split is drawn from: validation and evaluation stay unseen.
+      config: the model's sizes.
+      normalizer: the model's statistics.
+      limits: ``episodes`` to draw, by ``seed``; ``samples`` stretches of each, evenly spaced, of ``horizon`` model actions, or as
+        many as the shortest of the episodes has.
+
+    Yields:
+      Arguments of ``WorldModel.rollout`` for the stretches of one episode, as :func:`planner_rollouts` does.
+
+    Raises:
+      ValueError: an episode is shorter than one model action.
+    """
+    chosen = np.random.RandomState(limits["seed"]).permutation(dataset.split().train)[: limits["episodes"]]
+    shortest = int(dataset.lengths[chosen].min())
+    span = min(limits["horizon"], shortest // config.frameskip) * config.frameskip
+    if span == 0:
+        raise ValueError(f"data set {dataset.place.path}: an episode has {shortest} steps, less than one model action")
+    for episode in chosen:
+        last = int(dataset.lengths[episode]) - span
+        starts = np.linspace(0, last, limits["samples"]).astype(np.int64)
+        frames = dataset.frames(int(episode), starts)
+        visual = resize(normalize_image(jnp.asarray(frames)), config.image_size)
+        proprio = normalizer.normalize_proprio(dataset.proprio[episode, starts])
+        actions = np.stack([dataset.actions[episode, start : start + span] for start in starts])
+        yield visual[:, None], jnp.asarray(proprio[:, None]), normalizer.to_model_actions(actions, config.frameskip)
 
 
 def closed_loop_statistics(

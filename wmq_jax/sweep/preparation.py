@@ -8,11 +8,12 @@ from typing import Any
 import jax
 
 from wmq_jax import quantized
-from wmq_jax.checkpoints.native import ModelCheckpoint, bundled_model_path, load_model
+from wmq_jax.checkpoints.native import ModelCheckpoint, bundled_model_path, load_model, params_sha256
+from wmq_jax.data import OfficialDataset, open_dataset
 from wmq_jax.envs import make_env
 from wmq_jax.envs.manifest import Manifest, make_manifest
 from wmq_jax.io import adopt_config
-from wmq_jax.models import WorldModel
+from wmq_jax.models import WorldModel, WorldModelConfig
 from wmq_jax.planning import CEMConfig, Problem, world_model
 from wmq_jax.sweep import provenance
 from wmq_jax.sweep.cells import Cell, all_cells
@@ -32,6 +33,7 @@ class Sweep:
     Attributes:
       settings: checked settings.
       checkpoint: the model.
+      dataset: the official data set, if one is given.
       problem: what is planned, over variables with quantizers.
       apply: the model's quantized apply.
       evaluation, calibration: the manifests.
@@ -44,6 +46,7 @@ class Sweep:
 
     settings: SweepSettings
     checkpoint: ModelCheckpoint
+    dataset: OfficialDataset | None
     problem: Problem
     apply: Callable[..., Any]
     evaluation: Manifest
@@ -66,8 +69,27 @@ class Sweep:
         return list(all_cells(len(settings.variants), settings.seeds, settings.horizons, settings.episodes))
 
 
-def _load_checkpoint(where: str) -> ModelCheckpoint:
-    return load_model(bundled_model_path() if where == "bundled" else where)
+def _load_checkpoint(where: str, dataset: OfficialDataset | None) -> ModelCheckpoint:
+    """The model; statistics that it was converted without are those of the data set."""
+    checkpoint = load_model(bundled_model_path() if where == "bundled" else where)
+    if checkpoint.normalizer is not None:
+        return checkpoint
+    if dataset is None:
+        raise ValueError(
+            f"checkpoint {where} was converted without its data set, so its statistics are unknown: set dataset to the data "
+            "set's folder or zip file"
+        )
+    return dataclasses.replace(checkpoint, normalizer=dataset.normalizer)
+
+
+def _check_dataset(dataset: OfficialDataset, model: WorldModelConfig) -> None:
+    """A model takes the actions and proprioception of its data set."""
+    found = dataset.actions.shape[-1] * model.frameskip, dataset.proprio.shape[-1]
+    if found != (model.action_dim, model.proprio_dim):
+        raise ValueError(
+            f"the checkpoint takes model actions and proprioception of {model.action_dim} and {model.proprio_dim} numbers, but "
+            f"data set {dataset.place.path} has {found[0]} and {found[1]}"
+        )
 
 
 def planning_params(params: Any) -> Any:
@@ -114,8 +136,11 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
     """
     if not 0 <= process < processes:
         raise ValueError(f"process must be 0..{processes - 1} (of {processes}), not {process}")
-    checkpoint = _load_checkpoint(settings.checkpoint)
+    dataset = open_dataset(settings.dataset) if settings.dataset else None
+    checkpoint = _load_checkpoint(settings.checkpoint, dataset)
     model = checkpoint.config
+    if dataset is not None:
+        _check_dataset(dataset, model)
     env = make_env(**settings.env, image_size=model.image_size)
     if env.spec.action_dim * model.frameskip != model.action_dim:
         raise ValueError(
@@ -146,6 +171,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
     return Sweep(
         settings=settings,
         checkpoint=checkpoint,
+        dataset=dataset,
         problem=problem,
         apply=apply,
         evaluation=make_manifest(env, "evaluation", settings.episodes, settings.base_seed),
@@ -161,7 +187,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
             "tile": tile,
             "platform": mesh.devices.flat[0].platform,
             "checkpoint": settings.checkpoint,
-            "params_sha256": provenance.params_sha256(checkpoint.params),
+            "params_sha256": params_sha256(checkpoint.params),
             "model_parameters": sum(x.size for x in parameters),
             "planner": _planner_summary(settings),
             "versions": provenance.versions(),

@@ -1,6 +1,5 @@
 """Where results come from: versions, revision, device and flags, written beside every result."""
 
-import hashlib
 import os
 import platform
 import subprocess
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 import wmq_jax
 
@@ -45,13 +43,3 @@ def device(count: int) -> dict[str, Any]:
 def xla_flags() -> str:
     """The flags XLA was started with."""
     return os.environ.get("XLA_FLAGS", "")
-
-
-def params_sha256(params: Any) -> str:
-    """A checksum of a tree of parameters: names, shapes and values, whatever file they came from."""
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{jax.tree_util.keystr(path)} {array.dtype} {array.shape}\n".encode())
-        digest.update(array.tobytes())
-    return digest.hexdigest()

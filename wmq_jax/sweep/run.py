@@ -9,7 +9,7 @@ from wmq_jax import quantized
 from wmq_jax.io import write_json
 from wmq_jax.models import WorldModel
 from wmq_jax.sweep import references
-from wmq_jax.sweep.calibration import closed_loop_statistics
+from wmq_jax.sweep.calibration import closed_loop_statistics, dataset_rollouts
 from wmq_jax.sweep.cells import Cell, all_cells
 from wmq_jax.sweep.engine import Engine, compile_engine
 from wmq_jax.sweep.preparation import Sweep, planning_params
@@ -34,10 +34,19 @@ def build_engine(sweep: Sweep) -> Engine:
     engine = _compile(sweep, sweep.problem, quantized.build_variants(checkpoint.config, params, full), sweep.tile)
     statistics = None
     if any(quantized.needs_statistics(spec) for spec in settings.variants):
-        model = WorldModel(checkpoint.config)
-        statistics = closed_loop_statistics(engine, model, checkpoint.params, sweep.calibration, settings.calibration)
+        statistics = _statistics(sweep, engine)
     table = quantized.build_variants(checkpoint.config, params, settings.variants, statistics)
     return engine.with_data(table, sweep.evaluation)
+
+
+def _statistics(sweep: Sweep, engine: Engine) -> Any:
+    """Activation statistics of the futures that a planner considers, or of real episodes."""
+    checkpoint, limits = sweep.checkpoint, sweep.settings.calibration
+    model = WorldModel(checkpoint.config)
+    if sweep.settings.calibration_source == "dataset":
+        rollouts = dataset_rollouts(sweep.dataset, checkpoint.config, checkpoint.normalizer, limits)
+        return quantized.calibrate(model, {"params": checkpoint.params}, rollouts)
+    return closed_loop_statistics(engine, model, checkpoint.params, sweep.calibration, limits)
 
 
 @dataclasses.dataclass(frozen=True)

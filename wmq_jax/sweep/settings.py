@@ -10,6 +10,7 @@ from wmq_jax.planning import CEMConfig, GDConfig, MPCConfig, Objective, make_obj
 from wmq_jax.quantized import VariantSpec, parse_variant
 
 OPTIMIZERS = ("cem", "gd")
+CALIBRATION_SOURCES = ("planner", "dataset")
 MAX_SEED = 2**31 - 1
 
 
@@ -20,6 +21,7 @@ class SweepSettings:
     Attributes:
       name: of the configuration; names the default results folder.
       checkpoint: ``'bundled'`` or the folder of a checkpoint.
+      dataset: folder or zip file of an official data set; empty for none.
       env: name and options of the environment.
       variants: what is compared; full precision first.
       mpc: planner, longest horizon, iterations.
@@ -27,6 +29,7 @@ class SweepSettings:
       horizons: horizons compared, in model actions.
       seeds: the planner's seeds.
       episodes, base_seed: size and base seed of the evaluation manifest.
+      calibration_source: one of ``CALIBRATION_SOURCES``.
       calibration: episodes, iterations and samples per optimisation step that calibration looks at, planner's seed and
         horizon; same base seed as evaluation.
       tile, tiles_per_call, devices: layout on devices; 0 chooses.
@@ -37,6 +40,7 @@ class SweepSettings:
 
     name: str
     checkpoint: str
+    dataset: str
     env: Mapping[str, Any]
     variants: tuple[VariantSpec, ...]
     mpc: MPCConfig
@@ -45,6 +49,7 @@ class SweepSettings:
     seeds: tuple[int, ...]
     episodes: int
     base_seed: int
+    calibration_source: str
     calibration: Mapping[str, int]
     tile: int
     tiles_per_call: int
@@ -125,6 +130,11 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
     calibration = dict(config["calibration"])
     for key, value in calibration.items():
         _positive(f"calibration.{key}", value, 0 if key == "seed" else 1)
+    source = config["calibration_source"]
+    if source not in CALIBRATION_SOURCES:
+        raise ValueError(f"calibration_source {source!r} is not one of {', '.join(CALIBRATION_SOURCES)}")
+    if source == "dataset" and not config["dataset"]:
+        raise ValueError("calibration_source dataset needs a data set: set dataset to its folder or zip file")
     _finite("planner", planner)
     seeds = parse_integers("planner.seeds", planner["seeds"])
     for where, seed in (("planner.seeds", max(seeds)), ("calibration.seed", calibration["seed"])):
@@ -141,6 +151,7 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
     return SweepSettings(
         name=config["name"],
         checkpoint=config["checkpoint"],
+        dataset=config["dataset"],
         env=options,
         variants=parse_variants(config["variants"]),
         mpc=MPCConfig(
@@ -154,6 +165,7 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
         seeds=seeds,
         episodes=_positive("episodes.count", episodes["count"]),
         base_seed=episodes["base_seed"],
+        calibration_source=source,
         calibration=calibration,
         tile=engine["tile"],
         tiles_per_call=_positive("engine.tiles_per_call", engine["tiles_per_call"]),

@@ -164,7 +164,9 @@ def _check_numbers(settings: TrainSettings) -> None:
     if settings.encoder.batch % 2:
         raise ValueError(f"encoder.batch must be even, since frames come in pairs, not {settings.encoder.batch}")
     if settings.predictor.optimizer not in PREDICTOR_OPTIMIZERS:
-        raise ValueError(f"predictor.optimizer must be {' or '.join(PREDICTOR_OPTIMIZERS)}, not {settings.predictor.optimizer!r}")
+        raise ValueError(
+            f"predictor.optimizer must be {' or '.join(PREDICTOR_OPTIMIZERS)}, not {settings.predictor.optimizer!r}"
+        )
     if not settings.encoder.blurs or min(settings.encoder.blurs) <= 0:
         raise ValueError(f"encoder.blurs must be positive numbers, not {settings.encoder.blurs}")
 

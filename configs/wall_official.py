@@ -1,0 +1,61 @@
+"""The official Wall protocol, for the published model and data set.
+
+    python -m experiments.sweep --config=configs/wall_official.py --config.checkpoint=models/wall --config.dataset=wall_single.zip
+
+`models/wall` is what `experiments.convert` writes. Seed 99, 50 episodes whose starts and goals are random states (not taken
+from the data), horizon of 5 model actions of 5 steps, CEM with 300 samples, 30 elites and 10 steps, all 5 planned actions executed, the simulator asked
+after every step, objective of the last frame with alpha 1; 7 MPC iterations. A GPU is needed: the model has 42 M parameters and 196
+tokens a frame. The time has not been measured.
+
+What papers report, as success on Wall:
+
+| model | success | source |
+|---|---|---|
+| full precision | 0.96 | DINO-WM, arXiv 2411.04983 |
+| full precision, 7 MPC iterations | 47 of 50 | reproduction |
+| weights INT6 per channel | near full precision | arXiv 2602.11882, its two small budgets |
+| weights INT4 per channel | 0.07 to 0.20 | the same |
+| weights INT4, encoder in full precision | 0.27 to 0.50 | the same |
+| weights INT3 per channel | 0 | the same |
+
+    python -m experiments.sweep --config=configs/wall_official.py:small --config.checkpoint=... --config.dataset=...
+
+is a trial of minutes on a small model: 2 episodes, 16 samples, 2 steps. Its success says nothing.
+"""
+
+import ml_collections
+
+from configs import wall
+
+MODES = ("official", "small")
+
+# The weight-only settings that papers report, and activations on top.
+VARIANTS = "fp w8 w6 w4 predictor=w4 encoder=w4 w3 w8a8-tensor w8a8-token"
+
+
+def get_config(mode: str = "official") -> ml_collections.ConfigDict:
+    """The configuration of a mode: 'official', or 'small' (a trial)."""
+    if mode not in MODES:
+        raise ValueError(f"configs/wall_official.py has the modes {', '.join(MODES)}, not {mode!r}")
+    config = wall.get_config("study")
+    config.name = f"wall-{mode}-protocol"
+    config.variants = VARIANTS
+    config.episodes = dict(count=50, base_seed=99)
+    config.planner.update(
+        horizons="5",
+        executed=0,
+        iterations=7,
+        samples=300,
+        elites=30,
+        steps=10,
+        check_every=1,
+        objective="last",
+        alpha=1.0,
+    )
+    if mode == "small":
+        config.variants = "fp w4 w8a8-tensor"
+        config.episodes.count = 2
+        config.planner.update(samples=16, elites=4, steps=2, iterations=2)
+        config.calibration = dict(episodes=2, iterations=1, samples=2, seed=0, horizon=5)
+        config.references, config.pictures = False, 0
+    return config

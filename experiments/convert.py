@@ -1,0 +1,75 @@
+"""Converts a published DINO-WM run and its backbone to a checkpoint that sweeps load, and back; without PyTorch.
+
+    python -m experiments.convert --run_dir=outputs.zip/wall_single --backbone=dinov2_vits14_pretrain.pth \\
+        --dataset=wall_single.zip --out=models/wall
+    python -m experiments.convert --to=torch --run_dir=models/wall --out=outputs/wall
+
+The run folder holds hydra.yaml and checkpoints/; it may be inside a zip file, of which the rest stays packed. The backbone is a file of
+the original DINOv2 release or Hugging Face's safetensors. The data set gives the statistics of actions and proprioception that the run
+was trained with; without it a sweep must be given one (PushT's are constants). Nothing in any of these files runs as code.
+"""
+
+from absl import flags
+
+from wmq_jax import cli
+
+_RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run; with --to=torch our checkpoint.", required=True)
+_BACKBONE = flags.DEFINE_string(
+    "backbone", None, "DINOv2's weights (.pth or .safetensors), unless the run trained its own."
+)
+_DATASET = flags.DEFINE_string("dataset", None, "The run's data set (folder or zip file), for its statistics.")
+_OUT = flags.DEFINE_string("out", None, "New folder to write.", required=True)
+_TO = flags.DEFINE_enum("to", "ours", ["ours", "torch"], "Direction.")
+_EPOCH = flags.DEFINE_string("epoch", "latest", "Which checkpoint of the run: latest, or a number.")
+_HEADS = flags.DEFINE_integer(
+    "encoder_heads", None, "Attention heads of a backbone of unpublished width.", lower_bound=1
+)
+_SHA256 = flags.DEFINE_list("sha256", [], "SHA-256 that files must have; each must be that of a file that is read.")
+
+
+def to_ours() -> None:
+    """Official files to our checkpoint."""
+    from wmq_jax.checkpoints import convert
+
+    with cli.one_sentence_errors():
+        model = convert.load_official(_RUN_DIR.value, _BACKBONE.value, _EPOCH.value, _HEADS.value)
+        convert.check_digests(model.files, _SHA256.value)
+        normalizer = convert.official_normalizer(model.settings, model.config, _DATASET.value)
+        mapped = convert.convert_run(model, _OUT.value, normalizer)
+    for path, digest in model.files.items():
+        print(f"read       {path}\n           sha256 {digest}")
+    for module, size in mapped.parameters.items():
+        print(f"mapped     {module:<16} {mapped.weights[module]:>4} weights, {size:>12,} parameters")
+    if mapped.unused:
+        print(f"kept aside {len(mapped.unused)} weights that the model never reads: {', '.join(mapped.unused)}")
+    if normalizer is None:
+        print("statistics none: give --dataset here, or --config.dataset to a sweep")
+    else:
+        print(f"statistics action std {normalizer.action_std}, proprio std {normalizer.proprio_std}")
+    print(f"written    {_OUT.value} ({mapped.bytes / 1e6:.1f} MB of parameters)\n           sha256 {mapped.sha256}")
+
+
+def to_torch() -> None:
+    """Our checkpoint to official files."""
+    from wmq_jax.checkpoints import convert
+    from wmq_jax.io import sha256_of
+
+    with cli.one_sentence_errors():
+        modules = convert.export_torch(_RUN_DIR.value, _OUT.value)
+        files = convert.written_files(_OUT.value)
+    for module, state in modules.items():
+        print(f"mapped     {module:<16} {len(state):>4} weights, {sum(w.size for w in state.values()):>12,} parameters")
+    for file in files:
+        print(f"written    {file} ({file.stat().st_size / 1e6:.1f} MB)\n           sha256 {sha256_of(file)}")
+
+
+def main() -> None:
+    """Converts and says what was mapped."""
+    if _TO.value == "torch":
+        to_torch()
+    else:
+        to_ours()
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,271 @@
+"""Conversion of whole runs: every kind of published file, and one sentence for what does not fit."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+import yaml
+
+from tests.io.torch_files import Call, Name, Storage, module, parameter, tensor, write_torch
+from tests.models.tiny import random_model, tiny_config
+from wmq_jax.checkpoints.convert import check_digests, convert_run, export_torch, load_official, official_normalizer
+from wmq_jax.checkpoints.hydra import hydra_settings
+from wmq_jax.checkpoints.native import load_model, save_model
+from wmq_jax.checkpoints.official import from_torch, parameter_shapes, to_torch, weights
+from wmq_jax.data import Normalizer
+from wmq_jax.io import save_torch, sha256_of
+from wmq_jax.models import DecoderConfig, ViTConfig, official_config
+
+ROOT = Path(__file__).parents[2]
+DECODER = DecoderConfig(channel=4, n_embed=6, n_res_block=1, n_res_channel=3)
+CONFIG = tiny_config(decoder=DECODER, frameskip=2)
+HEADS = CONFIG.encoder.heads
+CLASSES = {
+    "encoder": "models.dino.DinoV2Encoder",
+    "predictor": "models.vit.ViTPredictor",
+    "decoder": "models.vqvae.VQVAE",
+    "proprio_encoder": "models.proprio.ProprioceptiveEmbedding",
+    "action_encoder": "models.proprio.ProprioceptiveEmbedding",
+}
+
+
+def by_module(state):
+    """Weights by module, the encoder's without the wrapper's name."""
+    modules = {}
+    for name, weight in state.items():
+        key, rest = name.split(".", 1)
+        modules.setdefault(key, {})[rest.removeprefix("base_model.")] = weight
+    return modules
+
+
+class Storages:
+    """Collects arrays as storages of a torch file."""
+
+    def __init__(self):
+        self.data = {}
+
+    def tensor(self, array):
+        key = str(len(self.data))
+        self.data[key] = np.ascontiguousarray(array).tobytes()
+        strides = tuple(step // array.itemsize for step in np.ascontiguousarray(array).strides)
+        return parameter(tensor(Storage("FloatStorage", key, array.size, "cuda:0"), array.shape, strides))
+
+    def module(self, class_name, weights, **attributes):
+        """A module whose children follow the dots of the weights' names."""
+        own = {name: self.tensor(w) for name, w in weights.items() if "." not in name}
+        children = {name.split(".")[0]: None for name in weights if "." in name}
+        for child in children:
+            part = {n.removeprefix(f"{child}."): w for n, w in weights.items() if n.startswith(f"{child}.")}
+            heads = {"num_heads": HEADS} if child == "attn" else {}
+            children[child] = self.module("torch.nn.modules.container.Sequential", part, **heads)
+        return module(class_name, own, children, **attributes)
+
+
+def write_run(folder, config, state, with_encoder=False, env="wall"):
+    """An official run folder of pickled modules, and its backbone file."""
+    modules, storages = by_module(state), Storages()
+    (folder / "checkpoints").mkdir(parents=True)
+    settings = hydra_settings(config, "dinov2_vits14_reg" if config.encoder.registers else "dinov2_vits14", env)
+    (folder / "hydra.yaml").write_text(yaml.safe_dump(settings))
+    content = {"epoch": 7}
+    if with_encoder:
+        wrapped = {f"base_model.{name}": w for name, w in modules["encoder"].items()}
+        content["encoder"] = storages.module(CLASSES["encoder"], wrapped)
+        content["encoder_optimizer"] = Call(Name("torch.optim.adam", "Adam"))
+    for name in ("predictor", "decoder", "action_encoder", "proprio_encoder"):
+        if name in modules:
+            content[name] = storages.module(CLASSES[name], modules[name])
+    write_torch(folder / "checkpoints" / "model_latest.pth", content, storages.data)
+    save_torch(folder / "backbone.pth", modules["encoder"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def params():
+    return jax.tree.map(np.asarray, random_model(CONFIG)[1]["params"])
+
+
+@pytest.fixture
+def run(tmp_path, params):
+    return write_run(tmp_path / "run", CONFIG, to_torch(params, CONFIG))
+
+
+def same(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_a_frozen_encoder_comes_from_the_backbone_file(run, params):
+    model = load_official(run, run / "backbone.pth", heads=HEADS)
+    assert (model.config, model.epoch) == (CONFIG, 7)
+    same(from_torch(model.state, model.config), params)
+
+
+def test_a_trained_encoder_is_in_the_run_with_its_number_of_heads(tmp_path, params):
+    run = write_run(tmp_path / "run", CONFIG, to_torch(params, CONFIG), with_encoder=True)
+    model = load_official(run)
+    assert model.config == CONFIG
+    same(from_torch(model.state, model.config), params)
+
+
+def test_register_tokens_are_carried(tmp_path):
+    encoder = ViTConfig(8, 1, 2, 16, table_grid=3, registers=4, interpolate_offset=0.0, interpolate_antialias=True)
+    config = CONFIG.replace(encoder=encoder)
+    params = jax.tree.map(np.asarray, random_model(config)[1]["params"])
+    run = write_run(tmp_path / "run", config, to_torch(params, config))
+    model = load_official(run, run / "backbone.pth", heads=2)
+    assert model.config == config
+    same(from_torch(model.state, model.config), params)
+
+
+def test_the_released_studys_names(tmp_path, params):
+    """It calls the parts of a predictor's layer attn and ff."""
+    state = to_torch(params, CONFIG)
+    renamed = {
+        name.replace(f"layers.{i}.0.", f"layers.{i}.attn.").replace(f"layers.{i}.1.", f"layers.{i}.ff."): w
+        for name, w in state.items()
+        for i in [next((i for i in range(9) if f"layers.{i}." in name), 0)]
+    }
+    assert set(renamed) != set(state)
+    run = write_run(tmp_path / "run", CONFIG, renamed)
+    same(from_torch(load_official(run, run / "backbone.pth", heads=HEADS).state, CONFIG), params)
+
+
+def test_missing_and_surplus_weights_are_named(tmp_path, params):
+    state = to_torch(params, CONFIG)
+    del state["predictor.transformer.norm.bias"]
+    state["decoder.extra.weight"] = np.zeros(3, np.float32)
+    state["encoder.base_model.blocks.0.norm1.bias"] = np.zeros(5, np.float32)
+    run = write_run(tmp_path / "run", CONFIG, state)
+    model = load_official(run, run / "backbone.pth", heads=HEADS)
+    with pytest.raises(ValueError) as error:
+        convert_run(model, tmp_path / "out", None)
+    for words in (
+        "missing: predictor.transformer.norm.bias",
+        "surplus: decoder.extra.weight",
+        "shape of encoder.base_model.blocks.0.norm1.bias: (5,), not (8,)",
+    ):
+        assert words in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_another_backbone_than_that_of_the_run_is_named(run, tmp_path):
+    other = tiny_config(encoder=ViTConfig(width=12, depth=1, heads=2, mlp_dim=16, table_grid=3))
+    state = to_torch(random_model(other)[1]["params"], other)
+    save_torch(tmp_path / "other.pth", by_module(state)["encoder"])
+    with pytest.raises(ValueError, match="predictor is 19 wide, but with a backbone of width 12 it would be 23"):
+        load_official(run, tmp_path / "other.pth", heads=2)
+
+
+def test_settings_of_another_depth_are_named(run):
+    file = run / "hydra.yaml"
+    file.write_text(file.read_text().replace("depth: 2", "depth: 1000000000"))
+    with pytest.raises(ValueError, match="predictor has 1000000000 layers, but it has 2"):
+        load_official(run, run / "backbone.pth", heads=HEADS)
+
+
+def test_epochs_that_are_there_are_named(run):
+    latest = run / "checkpoints" / "model_latest.pth"
+    for epoch in (9, 10):
+        (run / "checkpoints" / f"model_{epoch}.pth").write_bytes(latest.read_bytes())
+    latest.unlink()
+    load_official(run, run / "backbone.pth", heads=HEADS)
+    with pytest.raises(ValueError, match="no checkpoints/model_3.pth; epochs there: 10, 9"):
+        load_official(run, run / "backbone.pth", epoch="3")
+
+
+def test_statistics(run, tmp_path):
+    settings = hydra_settings(CONFIG, "dinov2_vits14", "wall")
+    assert official_normalizer(settings, CONFIG, None) is None
+    plain = official_normalizer(settings | {"normalize_action": False}, CONFIG, None)
+    assert plain.action_std.tolist() == [1.0, 1.0] and plain.proprio_mean.tolist() == [0.0] * 3
+    pusht = official_config("pusht")
+    found = official_normalizer(hydra_settings(pusht, "dinov2_vits14", "pusht"), pusht, None)
+    np.testing.assert_array_equal(found.action_std, np.float32([0.2019, 0.2002]))
+    with pytest.raises(ValueError, match="of .2, 4. numbers, but the model takes .2, 3."):
+        official_normalizer(settings | {"env": {"name": "pusht"}}, CONFIG, None)
+    model = load_official(run, run / "backbone.pth", heads=HEADS)
+    convert_run(model, tmp_path / "out", None)
+    assert load_model(tmp_path / "out").normalizer is None
+
+
+def test_a_model_trained_here_can_be_taken_to_torch(tmp_path, params):
+    """Its settings are made from its configuration, and come back as the same model."""
+    ones = np.ones(2)
+    normalizer = Normalizer(ones, ones, np.ones(3), np.ones(3))
+    save_model(tmp_path / "ours", CONFIG, params, normalizer, {"env": "wall"})
+    export_torch(tmp_path / "ours", tmp_path / "theirs")
+    (backbone,) = (tmp_path / "theirs").glob("*_pretrain.pth")
+    assert backbone.name == "dinov2_vit814_pretrain.pth"
+    model = load_official(tmp_path / "theirs", backbone, heads=HEADS)
+    assert model.config == CONFIG
+    same(from_torch(model.state, model.config), params)
+    with pytest.raises(ValueError, match="exists and is not empty"):
+        export_torch(tmp_path / "ours", tmp_path / "theirs")
+    residual = CONFIG.replace(predictor=CONFIG.predictor.replace(residual=True))
+    save_model(tmp_path / "residual", residual, params, normalizer, {})
+    with pytest.raises(ValueError, match="no official form"):
+        export_torch(tmp_path / "residual", tmp_path / "more")
+
+
+def test_other_dtypes_survive_there_and_back(run, tmp_path):
+    model = load_official(run, run / "backbone.pth", heads=HEADS)
+    name = "predictor.transformer.norm.weight"
+    model.state[name] = model.state[name].astype(np.float16)
+    convert_run(model, tmp_path / "ours", None)
+    modules = export_torch(tmp_path / "ours", tmp_path / "theirs")
+    found = modules["predictor"]["transformer.norm.weight"]
+    assert found.dtype == np.float16
+    np.testing.assert_array_equal(found, model.state[name])
+
+
+def test_checksums_of_whole_files(run):
+    model = load_official(run, run / "backbone.pth", heads=HEADS)
+    check_digests(model.files, [sha256_of(run / "backbone.pth").upper()])
+    with pytest.raises(ValueError, match="no file has the SHA-256 00; found: .*model_latest.pth .*backbone.pth"):
+        check_digests(model.files, ["00"])
+
+
+def test_the_published_sizes_convert(tmp_path):
+    """The whole official list of names and shapes."""
+    config = official_config("wall")
+    shapes = parameter_shapes(config)
+    state = {w.name: w.layout.theirs(np.broadcast_to(np.float32(0.5), shapes[w.path])) for w in weights(config)}
+    unused = {"encoder.base_model.mask_token": (1, 384), "decoder.quantize_b.embed": (384, 2048)}
+    unused |= {"decoder.quantize_b.cluster_size": (2048,), "decoder.quantize_b.embed_avg": (384, 2048)}
+    state |= {name: np.zeros(shape, np.float32) for name, shape in unused.items()}
+    run = write_run(tmp_path / "run", config, state)
+    model = load_official(run, run / "backbone.pth")
+    shutil.rmtree(run)  # 160 MB
+    assert model.config == config and config.num_hist == 1
+    params = from_torch(model.state, model.config)
+    assert {n: sum(x.size for x in jax.tree.leaves(part)) for n, part in params.items()}["encoder"] == 22_056_192
+
+
+def convert(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "experiments.convert", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
+    )
+
+
+def test_the_command(run, tmp_path):
+    files = f"--run_dir={run}", f"--backbone={run / 'backbone.pth'}", f"--encoder_heads={HEADS}"
+    there = convert(*files, f"--out={tmp_path / 'ours'}", f"--sha256={sha256_of(run / 'backbone.pth')}")
+    assert there.returncode == 0, there.stderr
+    for words in ("mapped     predictor", "statistics none", sha256_of(run / "backbone.pth"), "MB of parameters"):
+        assert words in there.stdout
+    back = convert("--to=torch", f"--run_dir={tmp_path / 'ours'}", f"--out={tmp_path / 'theirs'}")
+    assert back.returncode == 0 and "model_latest.pth" in back.stdout, back.stderr
+    for arguments, words in (
+        ([*files, f"--out={tmp_path / 'ours'}"], "it exists and is not empty"),
+        ([*files, f"--out={tmp_path / 'new'}", "--sha256=00"], "no file has the SHA-256 00"),
+        ([f"--run_dir={tmp_path / 'pusht'}", f"--out={tmp_path / 'new'}"], "has ours|has run|theirs"),
+        ([f"--run_dir={run}", f"--out={tmp_path / 'new'}"], "a backbone file must be given"),
+    ):
+        failed = convert(*arguments)
+        assert failed.returncode == 2 and failed.stderr.count("\n") == 1
+        assert any(word in failed.stderr for word in words.split("|")), failed.stderr

@@ -1,0 +1,81 @@
+"""Settings of official runs: read as data alone, complete, and named where they are not."""
+
+import pytest
+
+from tests.models.tiny import tiny_config
+from wmq_jax.checkpoints.hydra import encoder_feature, hydra_settings, model_config, read_hydra, write_hydra
+from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, official_config
+
+CLASS_TOKEN = ViTConfig(width=8, depth=1, heads=2, mlp_dim=16, table_grid=3, feature="x_norm_clstoken")
+CONFIGS = {
+    "published wall": official_config("wall"),
+    "published pusht": official_config("pusht"),
+    "no decoder": tiny_config(),
+    "extra tokens": tiny_config(0),
+    "another head width": tiny_config(
+        predictor=PredictorConfig(depth=1, heads=3, dim_head=5, mlp_dim=7, emb_dropout=0.5)
+    ),
+    "transposed convolutions": tiny_config(
+        decoder=DecoderConfig(kind="transposed_conv", depth=4, output_size=64), encoder=CLASS_TOKEN
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_there_and_back(name):
+    config = CONFIGS[name]
+    settings = read_hydra(write_hydra(hydra_settings(config, "dinov2_vits14", "wall")), "x")
+    encoder = config.encoder
+    assert encoder_feature(settings) == encoder.feature
+    assert model_config(settings, encoder, config.proprio_dim, config.action_dim) == config
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda s: s.pop("num_hist"), "num_hist must be a int, but is missing"),
+        (lambda s: s.update(num_hist=True), "num_hist must be a int, but is True"),
+        (lambda s: s["predictor"].update(depth="six"), "predictor.depth must be a int, but is 'six'"),
+        (
+            lambda s: s["predictor"].update(_target_="os.system"),
+            "predictor._target_ names system; accepted: ViTPredictor",
+        ),
+        (
+            lambda s: s["decoder"].update(_target_="a.B"),
+            "decoder._target_ names B; accepted: VQVAE, TransposedConvDecoder",
+        ),
+        (lambda s: s["encoder"].update(name="dinov2_vits14_reg"), "names the backbone dinov2_vits14_reg.*0 register"),
+        (lambda s: s.update(has_predictor=False), "no predictor"),
+        (lambda s: s.update(img_size=8), "image_size must be at least 16"),
+        (lambda s: s.update(env=3, predictor=[1]), "predictor._target_ must be a str"),
+    ],
+)
+def test_what_does_not_fit_is_named(change, words):
+    config = official_config("wall")
+    settings = hydra_settings(config, "dinov2_vits14", "wall")
+    change(settings)
+    with pytest.raises(ValueError, match=words):
+        model_config(settings, config.encoder, config.proprio_dim, config.action_dim)
+
+
+def test_another_encoder_is_named():
+    with pytest.raises(ValueError, match="encoder._target_ names R3M; accepted: DinoV2Encoder"):
+        encoder_feature({"encoder": {"_target_": "models.encoder.r3m.R3M"}})
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("a: !!python/object/apply:os.system ['touch pwned']", "no plain YAML"),
+        ("a: &x [1]\nb: [*x, *x]", "aliases"),
+        ("a: [1", "no plain YAML"),
+        ("- 1", "no YAML mapping"),
+        ("[" * 5000, "no plain YAML"),
+        ("a: " + "x" * 2_000_000, "2000003 characters"),
+    ],
+)
+def test_yaml_that_is_refused(text, words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"run/hydra.yaml.*{words}") as error:
+        read_hydra(text, "run/hydra.yaml")
+    assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []

@@ -1,0 +1,198 @@
+"""Official data sets: three layouts, from folders and zip files, lazily, and named where they do not fit."""
+
+import pickle
+import shutil
+import sys
+import types
+import zipfile
+
+import numpy as np
+import pytest
+
+from tests.data.official_files import SIDE, N, T, floats, make_maze, make_pusht, make_wall, write
+from wmq_jax.data import open_dataset, wall_parts
+from wmq_jax.data.official import fixed_normalizer
+from wmq_jax.io import save_torch
+
+
+@pytest.fixture
+def wall(tmp_path):
+    return make_wall(tmp_path / "wall_single")
+
+
+def zipped(folder, above):
+    path = folder.parent / f"{folder.name}.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for member in folder.rglob("*"):
+            if member.is_file():
+                file.write(member, f"{above}{member.relative_to(folder).as_posix()}")
+    return path
+
+
+@pytest.mark.parametrize("where", ["folder", "parent", "zip", "zip of one above", "path into a zip"])
+def test_wall(tmp_path, wall, where):
+    folder = tmp_path / "wall_single"
+    if where == "folder":
+        path = folder
+    elif where == "parent":
+        path = tmp_path
+    else:
+        path = zipped(folder, "" if where == "zip" else "data/wall_single/")
+        path = path / "wall_single" if where.startswith("path") else path
+    dataset = open_dataset(path)
+    assert (dataset.layout, len(dataset)) == ("wall_single", N)
+    np.testing.assert_array_equal(dataset.states, wall["states"])
+    np.testing.assert_array_equal(dataset.proprio, wall["states"])
+    np.testing.assert_array_equal(dataset.actions, wall["actions"])
+    assert dataset.lengths.tolist() == [T] * N and dataset.extras["door_y"].tolist() == [10, 10, 20, 10, 10]
+    frames = dataset.frames(3, [0, 5])
+    assert frames.dtype == np.uint8
+    np.testing.assert_array_equal(frames, np.moveaxis(wall["frames"][3][[0, 5]], 1, -1))
+
+
+def test_only_the_episodes_that_are_asked_for_are_read(tmp_path, wall):
+    for i in (0, 1, 2, 4):
+        (tmp_path / "wall_single" / "obses" / f"episode_{i:03d}.pth").write_bytes(b"not a torch file")
+    dataset = open_dataset(tmp_path / "wall_single")
+    assert dataset.frames(3).shape == (T, SIDE, SIDE, 3)
+    with pytest.raises(ValueError, match="episode_002.pth: it is no zip file"):
+        dataset.frames(2)
+    with pytest.raises(IndexError, match="episodes 0 to 4, not 5"):
+        dataset.frames(5)
+
+
+def test_point_maze_statistics_skip_the_padding(tmp_path):
+    arrays = make_maze(tmp_path / "point_maze")
+    dataset = open_dataset(tmp_path / "point_maze")
+    assert dataset.layout == "point_maze" and dataset.lengths.tolist() == arrays["seq_lengths"].tolist()
+    valid = np.concatenate([rows[:n] for rows, n in zip(arrays["states"], arrays["seq_lengths"])])
+    np.testing.assert_allclose(dataset.normalizer.proprio_mean, valid.mean(0), rtol=1e-5)
+    np.testing.assert_allclose(dataset.normalizer.proprio_std, valid.std(0, ddof=1), rtol=1e-5)
+    np.testing.assert_array_equal(dataset.frames(1), arrays["frames"][1])
+    cut = dataset.trajectories([0, 2], frameskip=3)
+    assert cut.states.shape == (2, 7, 4) and cut.actions.shape == (
+        2,
+        6,
+        2,
+    )  # 9 steps, of which 6 make two model actions
+    np.testing.assert_array_equal(cut.actions, arrays["actions"][[0, 2], :6])
+
+
+@pytest.mark.parametrize("lengths", [None, np.array([12, 7, 9, 12, 6]), [np.int64(n) for n in (12, 7, 9, 12, 6)]])
+def test_pusht(tmp_path, lengths):
+    train, val = (make_pusht(tmp_path / "pusht_noise" / part, lengths) for part in ("train", "val"))
+    (tmp_path / "pusht_noise" / "val" / "shapes.pkl").write_bytes(pickle.dumps(["T", "T", "L", "T", "T"]))
+    for part, arrays in (("train", train), ("val", val)):
+        dataset = open_dataset(tmp_path / "pusht_noise", part)
+        assert dataset.layout == "pusht_noise" and dataset.lengths.tolist() == [12, 7, 9, 12, 6]
+        np.testing.assert_array_equal(dataset.states, np.concatenate([arrays["states"], arrays["velocities"]], -1))
+        np.testing.assert_array_equal(dataset.proprio, dataset.states[..., [0, 1, 5, 6]])
+        np.testing.assert_allclose(dataset.actions, arrays["rel_actions"] / 100, rtol=1e-6)
+        assert dataset.normalizer is fixed_normalizer("pusht")
+        split = dataset.split()
+        assert (len(split.train), len(split.valid)) == ((N, 0) if part == "train" else (0, N))
+        assert dataset.extras["shape"][2] == ("L" if part == "val" else "T")
+
+
+def test_videos_need_a_package(tmp_path, monkeypatch):
+    make_pusht(tmp_path / "pusht_noise" / "train")
+    dataset = open_dataset(tmp_path / "pusht_noise")
+    monkeypatch.setitem(sys.modules, "av", None)
+    with pytest.raises(
+        ValueError, match=r"episode_001.mp4: decoding videos needs PyAV: pip install 'wmq_jax\[video\]'"
+    ):
+        dataset.frames(1)
+
+
+class _FakeVideos(types.ModuleType):
+    """What is used of PyAV: a video of `frames` grey images."""
+
+    FFmpegError = OSError
+
+    def __init__(self, frames):
+        super().__init__("av")
+        self._frames = frames
+
+    def open(self, file):
+        assert file.read() == b"video"
+        return self
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        return False
+
+    def decode(self, video):
+        image = np.zeros((SIDE, SIDE, 3), np.uint8)
+        return (types.SimpleNamespace(to_ndarray=lambda format, i=i: image + i) for i in range(self._frames))
+
+
+@pytest.mark.parametrize("as_zip", [False, True])
+def test_frames_of_videos(tmp_path, monkeypatch, as_zip):
+    make_pusht(tmp_path / "pusht_noise" / "train")
+    path = tmp_path / "pusht_noise"
+    dataset = open_dataset(zipped(path, "pusht_noise/") if as_zip else path)
+    monkeypatch.setitem(sys.modules, "av", _FakeVideos(T))
+    assert dataset.frames(1, [0, 11])[:, 0, 0, 0].tolist() == [0, 11]
+    monkeypatch.setitem(sys.modules, "av", _FakeVideos(3))
+    with pytest.raises(ValueError, match="has 3 frames, but the episode has 7 steps"):
+        dataset.frames(1)
+    monkeypatch.setitem(sys.modules, "av", _FakeVideos(0))
+    with pytest.raises(ValueError, match="video without frames"):
+        dataset.frames(1)
+
+
+@pytest.mark.parametrize("payload", [("os", "system"), ("builtins", "eval"), ("numpy", "load")])
+def test_pickles_of_lengths_run_nothing(tmp_path, payload):
+    make_pusht(tmp_path / "pusht_noise" / "train")
+    evil = f"\x80\x02c{payload[0]}\n{payload[1]}\nX\x04\x00\x00\x00echo\x85R.".encode("latin-1")
+    (tmp_path / "pusht_noise" / "train" / "seq_lengths.pkl").write_bytes(evil)
+    with pytest.raises(ValueError, match=f"seq_lengths.pkl: it asks for '{payload[0]}.{payload[1]}', which is refused"):
+        open_dataset(tmp_path / "pusht_noise")
+
+
+@pytest.mark.parametrize(
+    "break_it, words",
+    [
+        (lambda d: (d / "actions.pth").unlink(), "not complete: there is no file .*actions.pth"),
+        (lambda d: write(d / "actions.pth", floats(N, T - 1, 2)), r"actions.pth has shape \(5, 11, 2\)"),
+        (lambda d: write(d / "states.pth", floats(N, T)), "states.pth holds no tensor"),
+        (lambda d: save_torch(d / "new.pth", {}) or shutil.move(d / "new.pth", d / "states.pth"), "holds no tensor"),
+        (lambda d: write(d / "states.pth", floats(N, T, 2) * np.float32("nan")), "states.pth has NaN"),
+        (lambda d: (d / "door_locations.pth").unlink(), "no data set of a known layout; known are wall_single"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path, wall, break_it, words):
+    break_it(tmp_path / "wall_single")
+    with pytest.raises(ValueError, match=words):
+        open_dataset(tmp_path / "wall_single")
+
+
+def test_lengths_are_checked(tmp_path):
+    make_maze(tmp_path / "point_maze")
+    write(tmp_path / "point_maze" / "seq_lengths.pth", np.array([12, 7, 9, 13, 6]))
+    with pytest.raises(ValueError, match="seq_lengths.pth must hold 5 lengths of 1 to 12 steps"):
+        open_dataset(tmp_path / "point_maze")
+
+
+def test_data_sets_that_are_there_are_listed(tmp_path, wall):
+    make_maze(tmp_path / "point_maze")
+    for path in (tmp_path, tmp_path / "wall"):
+        with pytest.raises(FileNotFoundError, match="point_maze, wall_single"):
+            open_dataset(path)
+    with pytest.raises(ValueError, match="one of train, val, not 'test'"):
+        open_dataset(tmp_path / "point_maze", "test")
+
+
+def test_walls_of_one_layout_for_training(tmp_path, wall):
+    parts = wall_parts(tmp_path / "wall_single", door_y=10, wall_x=32, frameskip=5, train_fraction=0.6)
+    assert sum(len(part.states) for part in parts.values()) == 4
+    assert {part.actions.shape[1] for part in parts.values()} == {10}
+    with pytest.raises(
+        ValueError, match="no train episode with door_y 11 and wall_x 32; it has door_y 10 wall_x 32, door_y 20"
+    ):
+        wall_parts(tmp_path / "wall_single", door_y=11, wall_x=32, frameskip=5)
+    make_maze(tmp_path / "point_maze")
+    with pytest.raises(ValueError, match="layout point_maze"):
+        wall_parts(tmp_path / "point_maze", door_y=10, wall_x=32, frameskip=5)

@@ -1,0 +1,103 @@
+"""Converted models and official data sets in a sweep: statistics, calibration on real episodes, and what does not fit."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from configs import wall_official
+from tests.data.official_files import make_maze, make_wall
+from tests.sweep.conftest import TINY
+from wmq_jax import sweep as sweeps
+from wmq_jax.checkpoints.native import load_model, save_model
+from wmq_jax.data import Normalizer, open_dataset
+from wmq_jax.models import normalize_image
+from wmq_jax.sweep.calibration import dataset_rollouts
+from wmq_jax.sweep.run import build_engine
+
+LIMITS = dict(episodes=3, samples=4, horizon=2, seed=1, iterations=1)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data") / "wall_single"
+    make_wall(folder, side=TINY.image_size, steps=13)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def converted(checkpoint, tmp_path_factory):
+    """The tiny checkpoint without its statistics."""
+    folder = tmp_path_factory.mktemp("converted") / "tiny"
+    save_model(folder, TINY, load_model(checkpoint).params, None, {})
+    return folder
+
+
+def test_a_converted_model_takes_the_statistics_of_its_data_set(prepare, converted, data):
+    with pytest.raises(ValueError, match="converted without its data set.*set dataset to"):
+        prepare(checkpoint=str(converted))
+    found = prepare(checkpoint=str(converted), dataset=str(data)).problem.normalizer
+    assert found.to_dict() == open_dataset(data).normalizer.to_dict()
+
+
+def test_a_model_keeps_its_own_statistics(prepare, checkpoint, data):
+    found = prepare(dataset=str(data)).problem.normalizer
+    assert found.to_dict() == load_model(checkpoint).normalizer.to_dict()
+
+
+def test_a_data_set_of_another_task_is_named(prepare, tmp_path):
+    make_maze(tmp_path / "point_maze")
+    with pytest.raises(ValueError, match="proprioception of 10 and 2 numbers, but data set .* has 10 and 4"):
+        prepare(dataset=str(tmp_path / "point_maze"))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(calibration_source="episodes"), "not one of planner, dataset"),
+        (dict(calibration_source="dataset"), "needs a data set"),
+    ],
+)
+def test_sources_of_calibration_are_checked(prepare, changes, words):
+    with pytest.raises(ValueError, match=words):
+        prepare(**changes)
+
+
+def test_stretches_of_real_episodes(data):
+    dataset = open_dataset(data)
+    unit = Normalizer(np.zeros(2), np.ones(2), np.ones(2), 2 * np.ones(2))
+    batches = list(dataset_rollouts(dataset, TINY, unit, LIMITS))
+    assert len(batches) == LIMITS["episodes"]
+    training = dataset.split().train
+    starts = [0, 1, 2, 3]  # 13 steps hold a stretch of ten at four places
+    for visual, proprio, actions in batches:
+        assert visual.shape == (4, 1, 65, 65, 3) and proprio.shape == (4, 1, 2) and actions.shape == (4, 2, 10)
+        states = 1 + 2 * np.asarray(proprio)[:, 0]
+        (episode,) = [n for n in training if np.allclose(dataset.states[n, starts], states)]
+        np.testing.assert_array_equal(visual[:, 0], normalize_image(dataset.frames(episode, starts)))
+        np.testing.assert_allclose(actions[2].reshape(10, 2), dataset.actions[episode, 2:12], rtol=1e-6)
+    longer = next(dataset_rollouts(dataset, TINY, unit, {**LIMITS, "horizon": 9}))
+    assert longer[2].shape == (4, 2, 10)
+    short = dataclasses.replace(dataset, lengths=np.full(len(dataset), 4))
+    with pytest.raises(ValueError, match="an episode has 4 steps, less than one model action"):
+        next(dataset_rollouts(short, TINY, unit, LIMITS))
+
+
+def test_calibration_on_real_episodes_changes_the_static_ranges(prepare, data):
+    """And nothing else: weights and dynamic quantizers do not depend on statistics."""
+    changes = dict(dataset=str(data), variants="fp w8a8-tensor", planner__samples=6, planner__horizons="2")
+    tables = [build_engine(prepare(**changes, calibration_source=source)).table for source in ("planner", "dataset")]
+    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), *tables)
+    assert all(jax.tree.leaves(same["params"]))
+    assert not all(jax.tree.leaves({name: part for name, part in same.items() if name != "params"}))
+
+
+@pytest.mark.parametrize("mode", wall_official.MODES)
+def test_the_official_protocol(mode):
+    settings = sweeps.check_settings(wall_official.get_config(mode).to_dict())
+    assert settings.base_seed == 99 and settings.objective.alpha == 1.0 and settings.horizons == (5,)
+    if mode == "official":
+        planner = settings.mpc.planner
+        assert (planner.samples, planner.elites, planner.steps, planner.check_every) == (300, 30, 10, 1)
+        assert (settings.episodes, settings.mpc.iterations) == (50, 7)

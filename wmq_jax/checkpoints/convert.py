@@ -1,0 +1,317 @@
+"""Official runs to our checkpoints and back.
+
+A run brings predictor, embeddings and decoder (and its encoder, if that was trained), a backbone file brings the frozen
+encoder. What the original stores and never reads (DINOv2's mask token, the codebook of a decoder that does not quantize) is
+kept beside our checkpoint in `unused.npz`, so that the way back is complete.
+"""
+
+import dataclasses
+import io as stdio
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from wmq_jax import io
+from wmq_jax.checkpoints import hydra
+from wmq_jax.checkpoints.backbone import HEADS, backbone_config, load_backbone
+from wmq_jax.checkpoints.native import load_model, params_sha256, save_model
+from wmq_jax.checkpoints.official import MODULES, from_torch, is_unused, to_torch
+from wmq_jax.checkpoints.run_folder import checkpoint_name, open_run, settings_text
+from wmq_jax.data import Normalizer
+from wmq_jax.data.official import fixed_normalizer, open_dataset
+from wmq_jax.models import WorldModelConfig
+
+UNUSED = "unused.npz"
+# Of weights in a state dict of the whole model; a run calls its encoder's weights `base_model.*`, a backbone file does not.
+_PREFIXES = {module: f"{module}." for module in MODULES} | {"encoder": "encoder.base_model."}
+_PLANNING = ("predictor", "proprio_encoder", "action_encoder")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class OfficialModel:
+    """An official world model, under official names.
+
+    Attributes:
+      state: weight name, its module first, -> array in torch's layouts.
+      config: the configuration that `hydra.yaml` and the shapes describe.
+      settings: contents of `hydra.yaml`.
+      epoch: epochs it was trained for; 0 if the file does not say.
+      files: SHA-256 of every file that was read, by its path.
+    """
+
+    state: dict[str, np.ndarray]
+    config: WorldModelConfig
+    settings: Mapping[str, Any]
+    epoch: int
+    files: Mapping[str, str]
+
+
+class Mapped(NamedTuple):
+    """What a conversion did.
+
+    Attributes:
+      weights, parameters: how many, by module.
+      unused: names of the weights that are kept aside.
+      bytes: size of the parameters.
+      sha256: of the parameters' names and values; also in the config of every sweep over them.
+    """
+
+    weights: dict[str, int]
+    parameters: dict[str, int]
+    unused: list[str]
+    bytes: int
+    sha256: str
+
+
+def load_official(
+    run_dir: str | os.PathLike,
+    backbone: str | os.PathLike | None = None,
+    epoch: str = "latest",
+    heads: int | None = None,
+) -> OfficialModel:
+    """Reads a run folder and a backbone file.
+
+    Args:
+      run_dir: the folder of the run, on disk or inside a zip file (`outputs.zip/wall_single`).
+      backbone: DINOv2's weights, as released or as safetensors; not needed (and not read) if the run trained its encoder.
+      epoch: which checkpoint; 'latest' or a number.
+      heads: attention heads of a backbone whose width is not a published one.
+
+    Raises:
+      FileNotFoundError: there is no such folder (those that are there are named) or file.
+      ValueError: a file is refused, or has no predictor, or backbone, run and settings do not fit; the message says which.
+    """
+    run = open_run(run_dir)
+    name = checkpoint_name(run, epoch)
+    where = f"{run.path}/{name}"
+    with run.open(name) as file:
+        content = io.load_torch(file, name=where)
+    settings = hydra.read_hydra(settings_text(run), f"{run.path}/hydra.yaml")
+    modules, attributes = _modules(content, where)
+    files = [run.root if run.prefix is not None else run.root / name]
+    if "encoder" in modules:
+        heads = heads or attributes["encoder"].get("base_model.blocks.0.attn.num_heads")
+    elif backbone is None:
+        raise ValueError(f"{where} has no encoder: it was frozen, so a backbone file must be given (--backbone).")
+    else:
+        modules["encoder"] = load_backbone(backbone)
+        files.append(Path(backbone))
+    config = _config(settings, modules, heads)
+    if config.decoder is None:
+        modules.pop("decoder", None)
+    trained = content.get("epoch", 0)
+    return OfficialModel(
+        state={_PREFIXES[m] + name: w for m, weights in modules.items() for name, w in weights.items()},
+        config=config,
+        settings=settings,
+        epoch=trained if isinstance(trained, int) else 0,
+        files={str(path): io.sha256_of(path) for path in files},
+    )
+
+
+def _modules(content: Any, where: str) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Mapping[str, Any]]]:
+    """Weights and plain attributes of each module in a checkpoint; modules may be objects or state dicts."""
+    if not isinstance(content, dict):
+        raise ValueError(f"{where} holds no dictionary of modules.")
+    weights, attributes = {}, {}
+    for module in MODULES:
+        value = content.get(module)
+        if isinstance(value, io.Module):
+            weights[module], attributes[module] = dict(value.weights), value.attributes
+        elif isinstance(value, dict) and all(isinstance(w, np.ndarray) for w in value.values()):
+            weights[module], attributes[module] = dict(value), {}
+        elif value is not None:
+            raise ValueError(f"{where}: its {module} is neither a module nor a dictionary of tensors.")
+    missing = [module for module in _PLANNING if not weights.get(module)]
+    if missing:
+        raise ValueError(
+            f"{where} has no {' and no '.join(missing)}; it holds {', '.join(map(str, content)) or 'nothing'}."
+        )
+    weights["predictor"] = {_official_name(name): w for name, w in weights["predictor"].items()}
+    if "encoder" in weights:
+        weights["encoder"] = {name.removeprefix("base_model."): w for name, w in weights["encoder"].items()}
+    return weights, attributes
+
+
+def _official_name(name: str) -> str:
+    """The official name of a predictor's weight; the released study calls the parts of a layer attn and ff, not 0 and 1."""
+    for ours, theirs in (("attn", "0"), ("ff", "1")):
+        name = re.sub(rf"^(transformer\.layers\.\d+)\.{ours}\.", rf"\1.{theirs}.", name)
+    return name
+
+
+def _config(settings, modules, heads) -> WorldModelConfig:
+    """The configuration; sizes that `hydra.yaml` leaves to the data set and the backbone come from shapes."""
+    inputs = []
+    for module in ("proprio_encoder", "action_encoder"):
+        kernel = modules[module].get("patch_embed.weight")
+        if kernel is None or kernel.ndim != 3:
+            raise ValueError(f"the {module} has no weight patch_embed.weight of shape (out, in, 1).")
+        inputs.append(kernel.shape[1])
+    encoder = backbone_config(modules["encoder"], hydra.encoder_feature(settings), heads)
+    config = hydra.model_config(settings, encoder, *inputs)
+    if config.action_dim % config.frameskip:
+        raise ValueError(
+            f"the action_encoder takes {config.action_dim} numbers, no multiple of frameskip {config.frameskip}."
+        )
+    # Before the names of all weights are compared, which would list those of every layer.
+    matches = (re.match(r"transformer\.layers\.(\d+)\.", name) for name in modules["predictor"])
+    layers = len({match[1] for match in matches if match})
+    if layers != config.predictor.depth:
+        raise ValueError(
+            f"hydra.yaml says that the predictor has {config.predictor.depth} layers, but it has {layers}."
+        )
+    table = modules["predictor"].get("pos_embedding")
+    if table is not None and table.shape[-1] != config.predictor_dim:
+        raise ValueError(
+            f"the run's predictor is {table.shape[-1]} wide, but with a backbone of width {encoder.width} it would be "
+            f"{config.predictor_dim}: this is another backbone than the one it was trained with."
+        )
+    return config
+
+
+def official_normalizer(
+    model_settings: Mapping[str, Any], config: WorldModelConfig, dataset: str | os.PathLike | None
+) -> Normalizer | None:
+    """The statistics that a run was trained with: of its data set, fixed ones for PushT, or none.
+
+    Returns:
+      None if they are those of a data set that is not given.
+
+    Raises:
+      FileNotFoundError, ValueError: the data set cannot be read, or does not fit the model.
+    """
+    widths = config.action_dim // config.frameskip, config.proprio_dim
+    if not hydra.normalizes_actions(model_settings):
+        zeros, ones = ([np.full(width, value) for width in widths] for value in (0.0, 1.0))
+        return Normalizer(zeros[0], ones[0], zeros[1], ones[1])
+    normalizer = open_dataset(dataset).normalizer if dataset else fixed_normalizer(hydra.environment(model_settings))
+    if normalizer is not None:
+        found = normalizer.action_mean.size, normalizer.proprio_mean.size
+        if found != widths:
+            raise ValueError(
+                f"the data set has actions and proprioception of {found} numbers, but the model takes {widths}."
+            )
+    return normalizer
+
+
+def check_digests(files: Mapping[str, str], expected: Sequence[str]) -> None:
+    """Checks that every expected SHA-256 is that of a file that was read.
+
+    Raises:
+      ValueError: one is of no file; what was found is listed.
+    """
+    for digest in expected:
+        if digest.lower() not in files.values():
+            listed = ", ".join(f"{path} {found}" for path, found in files.items())
+            raise ValueError(f"no file has the SHA-256 {digest}; found: {listed}.")
+
+
+def convert_run(model: OfficialModel, out: str | os.PathLike, normalizer: Normalizer | None) -> Mapped:
+    """Writes an official model as our checkpoint.
+
+    Args:
+      model: from `load_official`.
+      out: the new folder.
+      normalizer: from `official_normalizer`.
+
+    Raises:
+      ValueError: weights are missing, surplus or of other shapes (each is named), or the folder is in use.
+    """
+    params = from_torch(model.state, model.config)
+    unused = {name: w.astype(np.float32) for name, w in model.state.items() if is_unused(model.config, name)}
+    # Our parameters are float32; other dtypes are noted for the way back.
+    dtypes = {name: w.dtype.name for name, w in model.state.items() if w.dtype != np.float32}
+    metadata = {
+        "env": hydra.environment(model.settings),
+        "epoch": model.epoch,
+        "official": {"settings": _json(model.settings), "files": dict(model.files), "dtypes": dtypes},
+    }
+    save_model(out, model.config, params, normalizer, metadata)
+    buffer = stdio.BytesIO()
+    np.savez(buffer, **unused)
+    io.write_bytes(Path(out) / UNUSED, buffer.getvalue())
+    parts = {name: jax.tree.leaves(part) for name, part in params.items()}
+    return Mapped(
+        weights={name: len(leaves) for name, leaves in parts.items()},
+        parameters={name: sum(x.size for x in leaves) for name, leaves in parts.items()},
+        unused=sorted(unused),
+        bytes=sum(x.nbytes for leaves in parts.values() for x in leaves),
+        sha256=params_sha256(params),
+    )
+
+
+def _json(value: Any) -> Any:
+    """YAML values as JSON ones; dates become text."""
+    if isinstance(value, Mapping):
+        return {str(key): _json(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_json(item) for item in value]
+    return value if isinstance(value, str | int | float | bool | None) else str(value)
+
+
+def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:
+    """Writes our checkpoint as an official run folder of state dicts, and the encoder as a backbone file beside it.
+
+    Args:
+      checkpoint: a folder of `convert_run`, or of a trained model without standardised latents or residual predictions.
+      out: the new folder: `hydra.yaml`, `checkpoints/model_latest.pth` and `<backbone>_pretrain.pth`.
+
+    Returns:
+      The state dicts by module; the encoder's names are those of its backbone file.
+
+    Raises:
+      FileNotFoundError, ValueError: the checkpoint cannot be read, has no official form, or `out` is in use.
+    """
+    source = load_model(checkpoint)
+    if source.config.predictor.residual or source.config.predictor.qkv_bias:
+        raise ValueError(
+            f"{checkpoint}: official predictors are not residual and have no qkv bias, so it has no official form."
+        )
+    official = source.metadata.get("official", {})
+    state = to_torch(source.params, source.config) | _load_unused(Path(checkpoint))
+    state = {name: w.astype(np.dtype(official.get("dtypes", {}).get(name, w.dtype))) for name, w in state.items()}
+    modules: dict[str, dict[str, np.ndarray]] = {}
+    for name, weight in state.items():
+        module, rest = name.split(".", 1)
+        modules.setdefault(module, {})[rest.removeprefix("base_model.")] = weight
+    settings = official.get("settings") or hydra.hydra_settings(
+        source.config, backbone_name(source.config), source.metadata.get("env", "wall")
+    )
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"cannot write a run to {out}: it exists and is not empty.")
+    (out / "checkpoints").mkdir(parents=True)
+    epoch = source.metadata.get("epoch", 0)
+    content = {"epoch": epoch} | {name: modules[name] for name in MODULES if name in modules and name != "encoder"}
+    io.save_torch(out / "checkpoints" / "model_latest.pth", content)
+    io.save_torch(out / f"{settings['encoder']['name']}_pretrain.pth", modules["encoder"])
+    io.write_text(out / "hydra.yaml", hydra.write_hydra(settings))
+    return modules
+
+
+def written_files(out: str | os.PathLike) -> list[Path]:
+    """The files of a run folder that `export_torch` wrote."""
+    return sorted(file for file in Path(out).rglob("*") if file.is_file())
+
+
+def backbone_name(config: WorldModelConfig) -> str:
+    """DINOv2's name for a backbone of these sizes; other widths are called by their number."""
+    letters = dict(zip(HEADS, "sbl"))
+    width = config.encoder.width
+    return f"dinov2_vit{letters.get(width, width)}{config.encoder.patch}" + ("_reg" if config.encoder.registers else "")
+
+
+def _load_unused(checkpoint: Path) -> dict[str, np.ndarray]:
+    if not (checkpoint / UNUSED).is_file():
+        return {}
+    try:
+        with np.load(checkpoint / UNUSED, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (ValueError, OSError, EOFError, KeyError) as error:
+        raise ValueError(f"{checkpoint / UNUSED} is damaged ({error}).") from None

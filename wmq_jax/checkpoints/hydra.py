@@ -1,0 +1,190 @@
+"""`hydra.yaml` of an official run: read as data alone, and turned into a model's configuration and back."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import yaml
+
+from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, WorldModelConfig
+
+_LARGEST = 1 << 20
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """YAML without tags that make objects, and without aliases, which can make a small file enormous."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("it has aliases")
+        return super().compose_node(parent, index)
+
+
+def read_hydra(text: str, where: str) -> dict[str, Any]:
+    """The settings of a run.
+
+    Args:
+      text: contents of `hydra.yaml`.
+      where: what messages call it.
+
+    Raises:
+      ValueError: it is no plain YAML mapping.
+    """
+    if len(text) > _LARGEST:
+        raise ValueError(f"{where} has {len(text)} characters; settings of a run have at most {_LARGEST}.")
+    try:
+        settings = yaml.load(text, _PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise ValueError(f"{where} is no plain YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{where} is no YAML mapping of settings.")
+    return settings
+
+
+def _setting(settings: Mapping[str, Any], path: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
+    """The setting at a dotted path; without a default it must be there."""
+    value: Any = settings
+    for part in path.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    if value is None:
+        value = default
+    # A truth value is a whole number to Python.
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
+        found = "is missing" if value is None else f"is {value!r}"
+        raise ValueError(f"hydra.yaml: {path} must be a {names}, but {found}.")
+    return value
+
+
+def _target(settings: Mapping[str, Any], part: str, accepted: tuple[str, ...]) -> str:
+    """The class name that a part is made from."""
+    name = _setting(settings, f"{part}._target_", str).rsplit(".", 1)[-1]
+    if name not in accepted:
+        raise ValueError(f"hydra.yaml: {part}._target_ names {name}; accepted: {', '.join(accepted)}.")
+    return name
+
+
+def encoder_feature(settings: Mapping[str, Any]) -> str:
+    """Which of the backbone's outputs the run uses.
+
+    Raises:
+      ValueError: its encoder is not DINOv2.
+    """
+    _target(settings, "encoder", ("DinoV2Encoder",))
+    return _setting(settings, "encoder.feature_key", str)
+
+
+def model_config(
+    settings: Mapping[str, Any], encoder: ViTConfig, proprio_dim: int, action_dim: int
+) -> WorldModelConfig:
+    """The configuration that a run's settings describe.
+
+    Args:
+      settings: from `read_hydra`.
+      encoder: its backbone, which the settings name without its sizes.
+      proprio_dim: entries of a proprioception vector, which the settings leave to the data set.
+      action_dim: entries of a model action, likewise.
+
+    Raises:
+      ValueError: a setting is missing, of another type or not supported; the message names it.
+    """
+    name = _setting(settings, "encoder.name", str)
+    if name.endswith("_reg") != bool(encoder.registers):
+        raise ValueError(
+            f"hydra.yaml names the backbone {name}, but the one given has {encoder.registers} register tokens."
+        )
+    if not _setting(settings, "has_predictor", bool, True):
+        raise ValueError("hydra.yaml: the run has no predictor (has_predictor is false), so it cannot plan.")
+    _target(settings, "predictor", ("ViTPredictor",))
+    whole = lambda path, default=None: _setting(settings, path, int, default)
+    return WorldModelConfig(
+        encoder=encoder,
+        predictor=PredictorConfig(
+            depth=whole("predictor.depth"),
+            heads=whole("predictor.heads"),
+            dim_head=whole("predictor.dim_head", PredictorConfig.dim_head),
+            mlp_dim=whole("predictor.mlp_dim"),
+            dropout=float(_setting(settings, "predictor.dropout", (int, float), 0.0)),
+            emb_dropout=float(_setting(settings, "predictor.emb_dropout", (int, float), 0.0)),
+        ),
+        decoder=_decoder(settings) if _setting(settings, "has_decoder", bool, False) else None,
+        proprio_dim=proprio_dim,
+        action_dim=action_dim,
+        image_size=whole("img_size"),
+        num_hist=whole("num_hist"),
+        concat_dim=whole("concat_dim"),
+        proprio_emb_dim=whole("proprio_emb_dim"),
+        num_proprio_repeat=whole("num_proprio_repeat", 1),
+        action_emb_dim=whole("action_emb_dim"),
+        num_action_repeat=whole("num_action_repeat", 1),
+        frameskip=whole("frameskip"),
+    )
+
+
+def _decoder(settings: Mapping[str, Any]) -> DecoderConfig:
+    sizes = lambda *names: {name: _setting(settings, f"decoder.{name}", int) for name in names}
+    if _target(settings, "decoder", ("VQVAE", "TransposedConvDecoder")) == "VQVAE":
+        return DecoderConfig(
+            quantize=_setting(settings, "decoder.quantize", bool),
+            **sizes("channel", "n_embed", "n_res_block", "n_res_channel"),
+        )
+    shape = _setting(settings, "decoder.observation_shape", list)
+    return DecoderConfig(kind="transposed_conv", output_size=shape[-1] if shape else 0, **sizes("depth"))
+
+
+def environment(settings: Mapping[str, Any]) -> str:
+    """Name of the environment that a run was trained on."""
+    return _setting(settings, "env.name", str)
+
+
+def normalizes_actions(settings: Mapping[str, Any]) -> bool:
+    """Whether the run normalises actions and proprioception."""
+    return _setting(settings, "normalize_action", bool, True)
+
+
+def hydra_settings(config: WorldModelConfig, backbone: str, env: str) -> dict[str, Any]:
+    """The inverse of `model_config`: settings that describe a model.
+
+    Args:
+      config: the model.
+      backbone: the backbone's name, such as 'dinov2_vits14'.
+      env: name of the environment.
+    """
+    predictor, decoder = config.predictor, config.decoder
+    settings: dict[str, Any] = {
+        "img_size": config.image_size,
+        "frameskip": config.frameskip,
+        "concat_dim": config.concat_dim,
+        "normalize_action": True,
+        "action_emb_dim": config.action_emb_dim,
+        "num_action_repeat": config.num_action_repeat,
+        "proprio_emb_dim": config.proprio_emb_dim,
+        "num_proprio_repeat": config.num_proprio_repeat,
+        "num_hist": config.num_hist,
+        "num_pred": 1,
+        "has_predictor": True,
+        "has_decoder": decoder is not None,
+        "env": {"name": env},
+        "encoder": {
+            "_target_": "models.dino.DinoV2Encoder",
+            "name": backbone,
+            "feature_key": config.encoder.feature,
+        },
+        "predictor": {"_target_": "models.vit.ViTPredictor", "pool": "mean"}
+        | {
+            name: getattr(predictor, name)
+            for name in ("depth", "heads", "dim_head", "mlp_dim", "dropout", "emb_dropout")
+        },
+    }
+    if decoder is not None and decoder.kind == "vqvae":
+        names = ("channel", "n_embed", "n_res_block", "n_res_channel", "quantize")
+        settings["decoder"] = {"_target_": "models.vqvae.VQVAE"} | {name: getattr(decoder, name) for name in names}
+    elif decoder is not None:
+        side = decoder.output_size
+        target = "models.decoder.transposed_conv.TransposedConvDecoder"
+        settings["decoder"] = {"_target_": target, "observation_shape": [3, side, side], "depth": decoder.depth}
+    return settings
+
+
+def write_hydra(settings: Mapping[str, Any]) -> str:
+    """Settings as YAML text."""
+    return yaml.safe_dump(dict(settings), sort_keys=False)

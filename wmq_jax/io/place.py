@@ -1,0 +1,132 @@
+"""A read-only folder on disk or inside a zip file, as data sets and models are published.
+
+A path may lead into a zip file (`outputs.zip/wall_single`); only the files that are asked for are taken out of it.
+"""
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+_OPENING_ERRORS = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError)
+_READING_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+
+
+@dataclasses.dataclass(frozen=True)
+class Place:
+    """An existing folder.
+
+    Attributes:
+      path: what the user calls it.
+      root: the folder, or the zip file that it is in.
+      prefix: its path inside the zip file, with a slash at the end unless it is empty; None on disk.
+      names: paths of all files of a folder in a zip file, relative to it.
+    """
+
+    path: str
+    root: Path
+    prefix: str | None = None
+    names: frozenset[str] = frozenset()
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return PurePosixPath(self.prefix or self.path).name
+
+    def has(self, name: str) -> bool:
+        """Whether there is a file of this relative path."""
+        return (self.root / name).is_file() if self.prefix is None else name in self.names
+
+    def files(self, folder: str) -> list[str]:
+        """Names of the files directly in a sub-folder, sorted."""
+        if self.prefix is None:
+            return sorted(file.name for file in (self.root / folder).glob("*") if file.is_file())
+        paths = map(PurePosixPath, self.names)
+        return sorted(path.name for path in paths if path.parent == PurePosixPath(folder))
+
+    def sub(self, folder: str) -> "Place":
+        """A sub-folder."""
+        if self.prefix is None:
+            return Place(f"{self.path}/{folder}", self.root / folder)
+        start = f"{folder}/"
+        names = frozenset(name.removeprefix(start) for name in self.names if name.startswith(start))
+        return Place(f"{self.path}/{folder}", self.root, f"{self.prefix}{start}", names)
+
+    @contextlib.contextmanager
+    def open(self, name: str) -> Iterator[BinaryIO]:
+        """Opens a file that can seek; one inside a zip file is copied to a temporary file first.
+
+        Raises:
+          FileNotFoundError: there is no such file.
+          ValueError: the zip file is damaged there.
+        """
+        if not self.has(name):
+            raise FileNotFoundError(f"there is no file {self.path}/{name}")
+        if self.prefix is None:
+            with open(self.root / name, "rb") as file:
+                yield file
+            return
+        with tempfile.TemporaryFile() as copy:
+            try:
+                with zipfile.ZipFile(self.root) as archive, archive.open(self.prefix + name) as member:
+                    shutil.copyfileobj(member, copy, 1 << 20)
+            except _READING_ERRORS as error:
+                raise ValueError(f"{self.path}/{name} is damaged in its zip file ({str(error)[:100]})") from None
+            copy.seek(0)
+            yield copy
+
+
+def open_place(path: str | os.PathLike, markers: Sequence[str], what: str) -> Place:
+    """Finds a folder that holds one of the files `markers`, on disk or in a zip file.
+
+    Args:
+      path: the folder, or the zip file or folder that it is in if only one there fits. Inside a zip file the end of the path
+        decides, since archives differ in what lies above.
+      markers: relative paths, of which one tells that this is the folder.
+      what: what messages call it.
+
+    Raises:
+      FileNotFoundError: there is none; the message lists those that are there.
+      ValueError: the zip file cannot be read.
+    """
+    text = str(path).rstrip("/") or "/"
+    folder = Path(text)
+    if any((folder / marker).is_file() for marker in markers):
+        return Place(text, folder)
+    archive = next((p for p in (folder, *folder.parents) if p.is_file()), None)
+    if archive is not None:
+        return _open_in_zip(text, archive, folder.relative_to(archive).as_posix(), markers, what)
+    above = next(p for p in (folder, *folder.parents) if p.is_dir())
+    there = {child.name for child in above.iterdir() if any((child / marker).is_file() for marker in markers)}
+    if above == folder and len(there) == 1:
+        (name,) = there
+        return Place(f"{text}/{name}", folder / name)
+    raise FileNotFoundError(_not_there(text, above, there, markers, what))
+
+
+def _open_in_zip(text: str, archive: Path, inside: str, markers: Sequence[str], what: str) -> Place:
+    try:
+        with zipfile.ZipFile(archive) as file:
+            names = [info.filename for info in file.infolist() if not info.is_dir()]
+    except _OPENING_ERRORS as error:
+        raise ValueError(f"{archive} is no zip file, or cut short or damaged ({str(error)[:100]})") from None
+    found = {name.removesuffix(marker) for name in names for marker in markers if f"/{name}".endswith(f"/{marker}")}
+    # A folder of which a part looks like the whole, such as train/ of a data set, counts once.
+    whole = {prefix for prefix in found if not any(prefix != other and prefix.startswith(other) for other in found)}
+    fits = whole if inside == "." else {p for p in found if f"/{p}".endswith(f"/{inside}/")}
+    if len(fits) != 1:
+        there = {prefix.rstrip("/").split("/")[-1] for prefix in whole}
+        raise FileNotFoundError(_not_there(text, archive, there, markers, what))
+    (prefix,) = fits
+    return Place(text, archive, prefix, frozenset(n.removeprefix(prefix) for n in names if n.startswith(prefix)))
+
+
+def _not_there(text: str, above: Path, there: set[str], markers: Sequence[str], what: str) -> str:
+    listed = f"{above} has {', '.join(sorted(there))}" if there else f"{above} has none"
+    return f"there is no {what} {text} (a folder with {' or '.join(markers)}); {listed}"
