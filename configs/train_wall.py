@@ -9,11 +9,15 @@ import ml_collections
 
 from wmq_jax.models import bundled_config
 
-MODES = ("small",)
+MODES = ("small", "official")
 
 
 def get_config(mode: str = "small") -> ml_collections.ConfigDict:
-    """The configuration of a mode: 'small' (a quarter of an hour on two cores)."""
+    """The configuration of a mode: 'small' (a quarter of an hour on two cores) or 'official'.
+
+    'official' trains the same small model as DINO-WM trains its own: AdamW and Adam at the official rates and batch
+    size, absolute predictions, latents as the encoder gives them. It needs many more steps to plan as well.
+    """
     if mode not in MODES:
         raise ValueError(f"configs/train_wall.py has the modes {', '.join(MODES)}, not {mode!r}")
     model = bundled_config().to_dict()
@@ -68,4 +72,9 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
         iterations=5,
         planner=dict(samples=64, elites=4, steps=8),  # of configs/wall.py:small
     )
+    if mode == "official":
+        config.model.update(standardize_latents=False)
+        config.model.predictor.update(residual=False)
+        config.predictor.update(optimizer="adamw", learning_rate=5e-4, warmup=0, batch=32)
+        config.decoder.update(learning_rate=3e-4, warmup=0, batch=32)
     return config

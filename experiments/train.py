@@ -43,6 +43,7 @@ def main(config: dict[str, Any]) -> None:
         settings = training.check_settings(config)
         folder = _WORKDIR.value or f"results/{settings.name}-seed{settings.seed}"
         folder = training.open_workdir(folder, config, {"versions": versions(), "git_revision": git_revision()})
+        training.check_folder(folder)
     for name, part in parts.items():
         path = folder / "data" / f"{name}.npz"
         path.parent.mkdir(exist_ok=True)

@@ -114,6 +114,23 @@ def test_compilations_do_not_grow(prepare):
     assert more == few
 
 
+def test_one_program_plans_them_all(prepare):
+    """Whatever is compiled beside it: the planner itself is compiled once."""
+    sweep = prepare(variants="fp w4 w8a8-tensor w3a4-token", planner__horizons="1 3")
+    planners = []
+
+    def listen(event, duration, **kwargs):
+        if event == COMPILED and "advance" in kwargs["fun_name"]:
+            planners.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        lines(sweep, build_engine(sweep), sweep.cells())
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert len(planners) == 1
+
+
 def test_no_collectives_and_one_table(full):
     sweep, engine, _ = full
     text = engine.program.as_text()

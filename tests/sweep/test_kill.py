@@ -3,6 +3,7 @@
 import copy
 import multiprocessing
 import random
+import shutil
 import time
 
 import pytest
@@ -12,8 +13,11 @@ from wmq_jax.sweep.rows import from_line, row_key
 KILLS = 20
 
 
-def work(config, folder):
-    """A whole sweep in a process of its own."""
+def work(config, folder, cache):
+    """A whole sweep in a process of its own, with a folder of compiled programs."""
+    import jax
+
+    jax.config.update("jax_compilation_cache_dir", str(cache))
     from wmq_jax import sweep as sweeps
     from wmq_jax.sweep.devices import configure
 
@@ -30,8 +34,8 @@ def start():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["wmq_jax.sweep", "wmq_jax.analysis"])
 
-    def run(config, folder):
-        process = context.Process(target=work, args=(config, str(folder)))
+    def run(config, folder, cache):
+        process = context.Process(target=work, args=(config, str(folder), cache))
         process.start()
         return process
 
@@ -57,26 +61,28 @@ def wait_for_another_row(process, folder):
 def test_killed_at_twenty_moments(base_config, start, tmp_path):
     config = copy.deepcopy(base_config)
     config["episodes"]["count"] = 12
-    whole, torn = tmp_path / "whole", tmp_path / "torn"
-    finish(start(config, whole))
+    whole, torn, cache = tmp_path / "whole", tmp_path / "torn", tmp_path / "cache"
+    finish(start(config, whole, cache))
     expected = (whole / "rows.jsonl").read_bytes()
 
     moments = random.Random(0)
     between_rows = 0
     for kill in range(KILLS):
-        process = start(config, torn)
+        if kill % 8 == 0:
+            shutil.rmtree(cache)  # so that kills fall into a compilation; the next process finds what it left
+        process = start(config, torn, cache)
         if kill % 2:
             # While rows are being written; the first of these also lets the compilation end.
             wait_for_another_row(process, torn)
             time.sleep(moments.uniform(0.0, 0.1))
         else:
             # While it loads, compiles, calibrates or plans.
-            time.sleep(moments.uniform(0.05, 3.0))
+            time.sleep(moments.uniform(0.05, 3.0 if kill % 8 else 8.0))
         process.kill()
         process.join(60)
         between_rows += 0 < len(row_lines(torn)) < len(expected.splitlines())
     assert between_rows >= KILLS // 4, "too few kills fell between two rows: the test would not notice a lost one"
-    finish(start(config, torn))
+    finish(start(config, torn, cache))
     assert (torn / "rows.jsonl").read_bytes() == expected
     keys = [row_key(row) for row in map(from_line, row_lines(torn)) if row]
     assert len(keys) == len(set(keys)) == len(expected.splitlines())

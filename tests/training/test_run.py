@@ -99,6 +99,24 @@ def test_a_damaged_workdir_is_named(tiny_config, tmp_path):
         training.open_workdir(tmp_path, tiny_config, PROVENANCE)
 
 
+def test_what_an_earlier_session_left_is_checked(tiny_config, tmp_path):
+    training.open_workdir(tmp_path, tiny_config, PROVENANCE)
+    training.check_folder(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "train.npz").write_text("no array")
+    with pytest.raises(ValueError, match="train.npz is damaged"):
+        training.check_folder(tmp_path)
+    (tmp_path / "data" / "train.npz").unlink()
+    (tmp_path / "predictor").mkdir()
+    (tmp_path / "predictor" / "progress.json").write_text("{}")
+    with pytest.raises(ValueError, match="progress.json is damaged"):
+        training.check_folder(tmp_path)
+    (tmp_path / "predictor" / "progress.json").unlink()
+    (tmp_path / "summary.json").write_text("{}")
+    with pytest.raises(ValueError, match="no model checkpoint at .*; delete .*summary.json"):
+        training.check_folder(tmp_path)
+
+
 def test_a_workdir_that_is_a_file_is_an_error(tiny_config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError):

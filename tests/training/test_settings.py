@@ -3,6 +3,7 @@
 import pytest
 
 from wmq_jax import cli, training
+from wmq_jax.training.optimizer import LearningRates
 
 
 def set_field(config, path, value):
@@ -15,6 +16,14 @@ def set_field(config, path, value):
 def test_the_config_file_is_accepted():
     settings = training.check_settings(cli.load_config("configs/train_wall.py:small").to_dict())
     assert settings.model.standardize_latents and settings.model.predictor.residual
+
+
+def test_the_official_mode_has_the_official_rates_and_no_deviation():
+    settings = training.check_settings(cli.load_config("configs/train_wall.py:official").to_dict())
+    assert not settings.model.standardize_latents and not settings.model.predictor.residual
+    predictor, decoder, rates = settings.predictor, settings.decoder, LearningRates()
+    assert (predictor.optimizer, predictor.learning_rate, predictor.weight_decay) == ("adamw", rates.predictor, 0.01)
+    assert (decoder.learning_rate, predictor.warmup, decoder.warmup) == (rates.decoder, 0, 0)
 
 
 def test_a_model_is_validated_with_the_planner_it_ships_with():
@@ -40,6 +49,13 @@ def test_a_model_is_validated_with_the_planner_it_ships_with():
         ("encoder.chunk", 3, "encoder.chunk 3 must divide"),
         ("encoder.batch", 5, "encoder.batch must be even"),
         ("encoder.blurs", (2.0, -1.0), "encoder.blurs must be positive"),
+        ("encoder.blurs", (float("nan"),), "encoder.blurs must be positive"),
+        ("encoder.warmup", 9, "encoder.warmup 9 must be less than encoder.steps 4"),
+        ("data.walk.smoothness", (0.3, 1.5), r"smoothness must be a range \(low, high\) within 0..1"),
+        ("data.walk.scale", (4.0,), "scale must be a range"),
+        ("data.walk.speed", (1.0, float("nan")), "speed must be a range"),
+        ("seed", 2**70, "seed must be 0..4294967295"),
+        ("name", "", "name must not be empty"),
         ("encoder.grid", 6, "encoder.grid 6 must be a multiple"),
         ("encoder.slowness", -1.0, "encoder.slowness"),
         ("predictor.shard", 41, "more than data.train"),
@@ -59,5 +75,5 @@ def test_bad_values_are_named(tiny_config, path, value, words):
 
 
 def test_an_unknown_mode_is_named():
-    with pytest.raises(ValueError, match="has the modes small, not 'huge'"):
+    with pytest.raises(ValueError, match="has the modes small, official, not 'huge'"):
         cli.load_config("configs/train_wall.py:huge")

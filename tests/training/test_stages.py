@@ -79,6 +79,25 @@ def test_the_encoder_stage_trains_every_part_of_the_encoder(params, trajectories
     )
 
 
+def test_the_weight_of_slowness_makes_features_slow(params, trajectories):
+    def slowness_after(weight):
+        settings = EncoderSettings(
+            steps=40, chunk=20, batch=16, slowness=weight, learning_rate=3e-3, warmup=2, blurs=(4.0,), grid=8
+        )
+        states = jnp.asarray(trajectories.states)
+        return float(run(encoder_stage(MODEL, params, ENV, states, jax.random.key(2), settings))[1][-1]["slowness"])
+
+    assert slowness_after(20.0) < 0.9 * slowness_after(0.0)
+
+
+def test_the_position_table_starts_wide(params):
+    plain = jax.jit(MODEL.init)(
+        jax.random.key(0), jnp.zeros((1, 1, 65, 65, 3)), jnp.zeros((1, 1, 2)), jnp.zeros((1, 1, 10))
+    )["params"]["encoder"]
+    assert float(params["encoder"]["pos_embed"].std()) > 10 * float(plain["pos_embed"].std())
+    np.testing.assert_array_equal(params["encoder"]["cls_token"], plain["cls_token"])
+
+
 def test_the_predictor_stage_trains_predictor_and_embeddings(params, frames):
     settings = PredictorSettings(rounds=6, shard=20, passes=2, batch=8, learning_rate=3e-3, weight_decay=0.01, warmup=2)
     stage = predictor_stage(MODEL, params, ENV, frames, jax.random.key(3), settings)

@@ -7,6 +7,7 @@ None uses a planner.
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -42,6 +43,11 @@ class WalkConfig:
             raise ValueError(f"walks: steps must be at least 1, not {self.steps}")
         if min(self.gaussian, self.steered) < 0 or self.gaussian + self.steered > 1:
             raise ValueError("walks: gaussian and steered are shares: non-negative, together at most 1")
+        for name, most in (("scale", math.inf), ("smoothness", 1.0), ("speed", math.inf)):
+            limits = getattr(self, name)
+            # Written so that NaN, which compares with nothing, is refused too.
+            if len(limits) != 2 or not 0 <= limits[0] <= limits[1] <= most or math.isinf(limits[1]):
+                raise ValueError(f"walks: {name} must be a range (low, high) within 0..{most:g}, not {limits}")
 
 
 def generate_trajectories(key: jax.Array, env: Wall, count: int, config: WalkConfig) -> Trajectories:

@@ -127,20 +127,31 @@ def _drop_other_states(folder: Path, name: str) -> None:
 
 def _load(stage: Stage, folder: Path) -> tuple[TrainState, int, float]:
     """The latest saved state, the number of chunks behind it and the seconds they took."""
-    if not (folder / _PROGRESS).exists():
+    done, seconds = stage_progress(folder)
+    if not done:
         return stage.init(), 0, 0.0
-    try:
-        progress = json.loads((folder / _PROGRESS).read_text("utf-8"))
-        done, seconds = int(progress["chunks"]), float(progress["seconds"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / _PROGRESS} is damaged ({error}); delete {folder} to train this stage anew"
-        ) from None
     name = f"state_{done:06d}"
     like = jax.eval_shape(stage.init)
     saved = restore_tree(folder / name, like._asdict())
     _drop_other_states(folder, name)  # left by a kill
     return TrainState(**jax.tree.map(jax.numpy.asarray, saved)), done, seconds
+
+
+def stage_progress(folder: Path) -> tuple[int, float]:
+    """How many chunks of the stage in a folder are saved, and the seconds they took; zeros where there are none.
+
+    Raises:
+      ValueError: the stage's progress file is damaged; the message names it.
+    """
+    if not (folder / _PROGRESS).exists():
+        return 0, 0.0
+    try:
+        progress = json.loads((folder / _PROGRESS).read_text("utf-8"))
+        return int(progress["chunks"]), float(progress["seconds"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / _PROGRESS} is damaged ({error}); delete {folder} to train this stage anew"
+        ) from None
 
 
 def _keep_metrics(folder: Path, done: int) -> dict[str, float]:

@@ -26,13 +26,14 @@ from wmq_jax.training.development import plan_episodes
 from wmq_jax.training.encoder import encoder_stage, feature_statistics
 from wmq_jax.training.frames import Frames, frames_of
 from wmq_jax.training.generate import generate_trajectories
-from wmq_jax.training.loop import StageResult, run_stage
+from wmq_jax.training.loop import StageResult, run_stage, stage_progress
 from wmq_jax.training.predictor import predictor_stage
 from wmq_jax.training.settings import TrainSettings
 from wmq_jax.training.validation import draw_rollouts, imagine_trajectories
 
 Log = Callable[[str], None]
 _SUMMARY = "summary.json"
+STAGES = ("encoder", "predictor", "decoder")  # their folders
 # DINOv2's initial position table (deviation 0.02) is lost beside the patches' own features, and a small encoder then
 # takes thousands of steps to learn where a patch is.
 _POSITION_GAIN = 25.0
@@ -49,6 +50,25 @@ def open_workdir(workdir: str | Path, config: Mapping[str, Any], provenance: Map
     workdir.mkdir(parents=True, exist_ok=True)
     io.adopt_config(workdir, {"config": dict(config), **provenance}, ("config",))
     return workdir
+
+
+def check_folder(workdir: Path) -> None:
+    """Reads what an earlier session left in a folder of `open_workdir`.
+
+    Raises:
+      ValueError: a file is damaged or missing; the message names it and what to delete.
+    """
+    for name in ("train", "validation"):
+        if (workdir / "data" / f"{name}.npz").exists():
+            load_trajectories(workdir / "data" / f"{name}.npz")
+    for stage in STAGES:
+        stage_progress(workdir / stage)
+    if (workdir / _SUMMARY).exists():
+        try:
+            json.loads((workdir / _SUMMARY).read_text("utf-8"))
+            native.load_model(workdir / "model")
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{error}; delete {workdir / _SUMMARY} to write it and the model anew") from None
 
 
 def train(settings: TrainSettings, workdir: Path, log: Log = print) -> dict[str, Any]:

@@ -154,6 +154,10 @@ def _frozen(value: Any) -> Any:
 
 
 def _check_numbers(settings: TrainSettings) -> None:
+    if not settings.name:
+        raise ValueError("name must not be empty: it names the folder of the run")
+    if not 0 <= settings.seed < 2**32:
+        raise ValueError(f"seed must be 0..{2**32 - 1}, not {settings.seed}")
     for group in ("data", "encoder", "predictor", "decoder", "validation"):
         for field, value in vars(getattr(settings, group)).items():
             least = 0 if field in ("warmup", "weight_decay", "episodes", "base_seed", "pictures") else 1
@@ -164,10 +168,9 @@ def _check_numbers(settings: TrainSettings) -> None:
     if settings.encoder.batch % 2:
         raise ValueError(f"encoder.batch must be even, since frames come in pairs, not {settings.encoder.batch}")
     if settings.predictor.optimizer not in PREDICTOR_OPTIMIZERS:
-        raise ValueError(
-            f"predictor.optimizer must be {' or '.join(PREDICTOR_OPTIMIZERS)}, not {settings.predictor.optimizer!r}"
-        )
-    if not settings.encoder.blurs or min(settings.encoder.blurs) <= 0:
+        known = " or ".join(PREDICTOR_OPTIMIZERS)
+        raise ValueError(f"predictor.optimizer must be {known}, not {settings.predictor.optimizer!r}")
+    if not settings.encoder.blurs or not all(0 < blur < math.inf for blur in settings.encoder.blurs):
         raise ValueError(f"encoder.blurs must be positive numbers, not {settings.encoder.blurs}")
 
 
@@ -200,6 +203,8 @@ def _check_fit(settings: TrainSettings) -> None:
         stage = getattr(settings, group)
         if stage.steps % stage.chunk:
             raise ValueError(f"{group}.chunk {stage.chunk} must divide {group}.steps {stage.steps}")
+        if stage.warmup >= stage.steps:
+            raise ValueError(f"{group}.warmup {stage.warmup} must be less than {group}.steps {stage.steps}")
     side = model.encoder_image_size // model.encoder.patch
     if settings.encoder.grid % side:
         raise ValueError(
