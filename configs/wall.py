@@ -47,8 +47,8 @@ def get_config(mode: str = "study") -> ml_collections.ConfigDict:
         base=2.0,
     )
     config.episodes = dict(count=50, base_seed=99)
-    # Of the static activation ranges: what the full-precision planner considers on episodes of its own, or dataset: real episodes,
-    # `samples` stretches of `horizon` model actions of each.
+    # Of the static activation ranges: what the full-precision planner considers on its own episodes, or dataset: real
+    # episodes, `samples` stretches of `horizon` model actions of each.
     config.calibration_source = "planner"
     config.calibration = dict(episodes=4, iterations=3, samples=8, seed=0, horizon=5)
     config.engine = dict(tile=0, tiles_per_call=4, devices=0, noise_floor_tile=0)

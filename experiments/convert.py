@@ -4,9 +4,10 @@
         --dataset=wall_single.zip --out=models/wall
     python -m experiments.convert --to=torch --run_dir=models/wall --out=outputs/wall
 
-The run folder holds hydra.yaml and checkpoints/; it may be inside a zip file, of which the rest stays packed. The backbone is a file of
-the original DINOv2 release or Hugging Face's safetensors. The data set gives the statistics of actions and proprioception that the run
-was trained with; without it a sweep must be given one (PushT's are constants). Nothing in any of these files runs as code.
+The run folder holds hydra.yaml and checkpoints/; it may be inside a zip file, of which the rest stays packed. The
+backbone is a file of the original DINOv2 release or Hugging Face's safetensors. The data set gives the statistics of
+actions and proprioception that the run was trained with; without it a sweep must be given one (PushT's are constants).
+Nothing in any of these files runs as code.
 """
 
 from absl import flags

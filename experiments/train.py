@@ -3,7 +3,8 @@ exports.
 
     python -m experiments.train --config=configs/train_wall.py:small
     python -m experiments.train --config=configs/train_wall.py:small --config.seed=1 --workdir=results/seed1
-    python -m experiments.train --config=configs/train_wall.py:small --config.dataset=wall_single.zip --config.env.door_y=...
+    python -m experiments.train --config=configs/train_wall.py:small --config.dataset=wall_single.zip \\
+        --config.env.door_y=...
 
 Any field of the config can be set as --config.path=value; the file documents them. The same command again resumes
 where it was stopped, or says that all is done. The trained model is the folder model/ of the workdir, and can be

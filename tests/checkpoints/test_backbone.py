@@ -14,7 +14,7 @@ SIZES = {384: (12, 6, 1536), 768: (12, 12, 3072), 1024: (24, 16, 4096)}
 
 
 def weights_of(config: ViTConfig) -> dict[str, np.ndarray]:
-    """A random backbone of this configuration under the original release's names, with the mask token it never reads."""
+    """A random backbone of this configuration under the original names, with the mask token it never reads."""
     model = tiny_config(encoder=config)
     state = to_torch(random_model(model)[1]["params"], model)
     prefix = "encoder.base_model."

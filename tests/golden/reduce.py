@@ -123,7 +123,7 @@ def copy_wall_data(source: Path, target: Path, preprocess: dict[str, np.ndarray]
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
-    """Copies the run folder, its checkpoint without the storages of optimizers and masks, and fewer entries of its weights.
+    """Copies the run folder, with fewer entries of its weights; the checkpoint loses storages of optimizers and masks.
 
     The backbone is left out: its weights are those of the encoder in `world_model.npz`.
     """

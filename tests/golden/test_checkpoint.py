@@ -35,7 +35,7 @@ def run_dir(golden):
 
 @pytest.fixture(scope="module")
 def backbone(golden, tmp_path_factory):
-    """The backbone file; the reduced recordings have its weights in `world_model.npz` alone, without the unused mask token."""
+    """The backbone file; the reduced recordings have its weights in `world_model.npz`, without the mask token."""
     found = [*golden.path("checkpoint").glob("dinov2_*_pretrain.pth")]
     if golden_folder() != REDUCED:
         return found[0]

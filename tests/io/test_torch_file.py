@@ -88,7 +88,7 @@ def test_truth_values_are_true_or_false(tmp_path):
 
 
 def test_modules_become_stand_ins(tmp_path):
-    """Parameters, buffers and children under the names of the state dict; masks and what is not persistent are left out."""
+    """Weights have the names of the state dict; masks and what is not persistent are left out."""
     child = module(
         "torch.nn.modules.linear.Linear", {"weight": parameter(tensor(TWELVE, (3, 4), (4, 1))), "bias": None}
     )

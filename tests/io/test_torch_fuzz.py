@@ -1,6 +1,6 @@
 """Thousands of damaged torch files: a clear error or the right arrays, and never code that runs.
 
-An audit hook watches what the interpreter does while a file is read: imports, compiled code, processes, files that are opened.
+An audit hook watches what the interpreter does while a file is read: imports, compiled code, processes, opened files.
 """
 
 import io

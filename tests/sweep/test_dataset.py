@@ -1,4 +1,4 @@
-"""Converted models and official data sets in a sweep: statistics, calibration on real episodes, and what does not fit."""
+"""Converted models and official data sets in a sweep: statistics, calibration on real episodes, clear refusals."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""DINOv2 backbones from the files that others publish: the original release, and Hugging Face's naming of the same weights.
+"""DINOv2 backbones from published files: the original release, and Hugging Face's naming of the same weights.
 
 Both end in the names of the original release (`blocks.0.attn.qkv.weight`), from whose shapes the configuration is read.
 """
@@ -59,7 +59,7 @@ def load_backbone(path: str | os.PathLike) -> State:
 
 
 def original_names(state: Mapping[str, np.ndarray]) -> State:
-    """Renames Hugging Face's weights to those of the original release, and joins query, key and value; others stay as they are."""
+    """Gives Hugging Face's weights their original names, and joins query, key and value; others stay."""
     if not any(name.endswith("embeddings.cls_token") for name in state):
         return dict(state)
     found, attention = {}, {}
@@ -96,8 +96,8 @@ def backbone_config(state: Mapping[str, np.ndarray], feature: str, heads: int | 
       heads: attention heads, which no shape tells; None for those of the published width.
 
     Raises:
-      ValueError: a weight that tells a size is missing or has another rank, or the width is not a published one and `heads` is
-        not given.
+      ValueError: a weight that tells a size is missing or has another rank, or the width is not a published one and
+        `heads` is not given.
     """
     ranks = {"pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
     for name, rank in ranks.items():
@@ -111,8 +111,8 @@ def backbone_config(state: Mapping[str, np.ndarray], feature: str, heads: int | 
     if heads is None and width not in HEADS:
         known = ", ".join(map(str, HEADS))
         raise ValueError(
-            f"the backbone is {width} wide, which no published one is ({known}): its number of attention heads must be given "
-            "(--encoder_heads)."
+            f"the backbone is {width} wide, which no published one is ({known}): its number of attention heads "
+            "must be given (--encoder_heads)."
         )
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}

@@ -1,8 +1,8 @@
 """Official runs to our checkpoints and back.
 
 A run brings predictor, embeddings and decoder (and its encoder, if that was trained), a backbone file brings the frozen
-encoder. What the original stores and never reads (DINOv2's mask token, the codebook of a decoder that does not quantize) is
-kept beside our checkpoint in `unused.npz`, so that the way back is complete.
+encoder. What the original stores and never reads (DINOv2's mask token, the codebook of a decoder that does not
+quantize) is kept beside our checkpoint in `unused.npz`, so that the way back is complete.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ from wmq_jax.data.official import fixed_normalizer, open_dataset
 from wmq_jax.models import WorldModelConfig
 
 UNUSED = "unused.npz"
-# Of weights in a state dict of the whole model; a run calls its encoder's weights `base_model.*`, a backbone file does not.
+# Of weights in a state dict of the whole model. A backbone file lacks the `base_model` of a run's encoder.
 _PREFIXES = {module: f"{module}." for module in MODULES} | {"encoder": "encoder.base_model."}
 _PLANNING = ("predictor", "proprio_encoder", "action_encoder")
 
@@ -78,13 +78,15 @@ def load_official(
 
     Args:
       run_dir: the folder of the run, on disk or inside a zip file (`outputs.zip/wall_single`).
-      backbone: DINOv2's weights, as released or as safetensors; not needed (and not read) if the run trained its encoder.
+      backbone: DINOv2's weights, as released or as safetensors; not needed (and not read) if the run trained its
+        encoder.
       epoch: which checkpoint; 'latest' or a number.
       heads: attention heads of a backbone whose width is not a published one.
 
     Raises:
       FileNotFoundError: there is no such folder (those that are there are named) or file.
-      ValueError: a file is refused, or has no predictor, or backbone, run and settings do not fit; the message says which.
+      ValueError: a file is refused, or has no predictor, or backbone, run and settings do not fit; the message says
+        which.
     """
     run = open_run(run_dir)
     name = checkpoint_name(run, epoch)
@@ -139,7 +141,7 @@ def _modules(content: Any, where: str) -> tuple[dict[str, dict[str, np.ndarray]]
 
 
 def _official_name(name: str) -> str:
-    """The official name of a predictor's weight; the released study calls the parts of a layer attn and ff, not 0 and 1."""
+    """The official name of a predictor's weight; the released study calls parts 0 and 1 attn and ff."""
     for ours, theirs in (("attn", "0"), ("ff", "1")):
         name = re.sub(rf"^(transformer\.layers\.\d+)\.{ours}\.", rf"\1.{theirs}.", name)
     return name

@@ -1,4 +1,4 @@
-"""Official data sets, read where they are: a folder or a zip file, and of the frames only the episodes that are asked for.
+"""Official data sets, read where they are, folder or zip file, and of the frames only the episodes asked for.
 
     wall_single   states.pth, actions.pth, door_locations.pth, wall_locations.pth, obses/episode_000.pth
     point_maze    states.pth, actions.pth, seq_lengths.pth, obses/episode_000.pth
@@ -68,7 +68,7 @@ class OfficialDataset:
 
     @functools.cached_property
     def normalizer(self) -> Normalizer:
-        """The statistics that official models of this data set are trained with: over all episodes, before any split."""
+        """What official models of this data set are normalised with: over all episodes, before any split."""
         if self.layout == "pusht_noise":
             return _PUSHT_NORMALIZER
         valid = np.arange(self.states.shape[1]) < self.lengths[:, None]
@@ -94,7 +94,8 @@ class OfficialDataset:
         Raises:
           IndexError: there is no such episode.
           FileNotFoundError: its file is missing.
-          ValueError: the file is damaged or no sequence of images; or it is a video and the package for it is not installed.
+          ValueError: the file is damaged or no sequence of images; or it is a video and the package for it is not
+            installed.
         """
         if not 0 <= episode < len(self):
             raise IndexError(f"{self.place.path} has episodes 0 to {len(self) - 1}, not {episode}")
@@ -145,7 +146,8 @@ def wall_parts(
             layouts = sorted(set(zip(dataset.extras["door_y"].tolist(), dataset.extras["wall_x"].tolist())))
             listed = ", ".join(f"door_y {door:g} wall_x {wall:g}" for door, wall in layouts[:10])
             raise ValueError(
-                f"{dataset.place.path} has no {name} episode with door_y {door_y:g} and wall_x {wall_x:g}; it has {listed}"
+                f"{dataset.place.path} has no {name} episode with door_y {door_y:g} and wall_x {wall_x:g}; "
+                f"it has {listed}"
             )
         parts[name] = dataset.trajectories(chosen, frameskip)
     return parts

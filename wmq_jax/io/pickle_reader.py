@@ -1,8 +1,9 @@
 """A pickle machine that builds plain data and inert stand-ins, and runs nothing.
 
-Python's own unpickler imports and calls what a file names. This one is a small interpreter of the binary opcodes: a name in
-the file is looked up in the caller's table, only builders of that table are ever called, and whatever is not in it is refused by
-name. Memory stays in proportion to the file, since nothing is allocated by a number that the file states.
+Python's own unpickler imports and calls what a file names. This one is a small interpreter of the binary opcodes: a
+name in the file is looked up in the caller's table, only builders of that table are ever called, and whatever is not in
+it is refused by name. Memory stays in proportion to the file, since nothing is allocated by a number that the file
+states.
 """
 
 import dataclasses
@@ -60,13 +61,13 @@ def read_pickle(data: bytes, resolve: Callable[[str, str], Any], persistent: Cal
 
     Args:
       data: the pickle.
-      resolve: what a (module, name) in it stands for: a `Builder`, or a value that cannot be called. It raises `PickleError`
-        for what it refuses.
+      resolve: what a (module, name) in it stands for: a `Builder`, or a value that cannot be called. It raises
+        `PickleError` for what it refuses.
       persistent: what a persistent id stands for; None refuses them.
 
     Returns:
-      Plain Python data, stand-ins, and what `resolve`, the builders and `persistent` return. It may refer to itself and be nested
-      to any depth.
+      Plain Python data, stand-ins, and what `resolve`, the builders and `persistent` return. It may refer to itself and
+      be nested to any depth.
 
     Raises:
       PickleError: the pickle is damaged or asks for something that is refused; the message names it.

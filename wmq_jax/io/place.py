@@ -86,8 +86,8 @@ def open_place(path: str | os.PathLike, markers: Sequence[str], what: str) -> Pl
     """Finds a folder that holds one of the files `markers`, on disk or in a zip file.
 
     Args:
-      path: the folder, or the zip file or folder that it is in if only one there fits. Inside a zip file the end of the path
-        decides, since archives differ in what lies above.
+      path: the folder, or the zip file or folder that it is in if only one there fits. Inside a zip file the end of the
+        path decides, since archives differ in what lies above.
       markers: relative paths, of which one tells that this is the folder.
       what: what messages call it.
 

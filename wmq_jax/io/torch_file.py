@@ -1,8 +1,8 @@
 """Files of `torch.save` as numpy arrays, without torch and without running anything that is in them.
 
-The zip format (`.pth`, `.pt`) holds a pickle of the structure and one entry of raw bytes for each storage. The pickle is read by
-`pickle_reader` with the table of names below. Storages are read when a tensor that is kept needs them, so an optimizer costs
-nothing; tensors are views of their storages, so the peak is the size of what is kept.
+The zip format (`.pth`, `.pt`) holds a pickle of the structure and one entry of raw bytes for each storage. The pickle
+is read by `pickle_reader` with the table of names below. Storages are read when a tensor that is kept needs them, so an
+optimizer costs nothing; tensors are views of their storages, so the peak is the size of what is kept.
 """
 
 import contextlib
@@ -27,8 +27,8 @@ from wmq_jax.io.torch_writer import STORAGES
 _CLASS_PACKAGES = ("models.", "dinov2.", "torch.nn.modules.", "torch.optim.", "accelerate.")
 _BUILTINS = ("dict", "list", "tuple", "set", "frozenset", "int", "float", "bool", "str", "complex")
 _PIECE = 1 << 20
-# What a file may ask for without holding as much itself: elements of a tensor that repeats its storage (stride 0), levels of
-# nesting, entries of modules (one that is part of several is visited each time), characters of a name.
+# What a file may ask for without holding as much itself: elements of a tensor that repeats its storage (stride 0),
+# levels of nesting, entries of modules (one that is part of several is visited each time), characters of a name.
 _MOST_REPEATED, _DEEPEST, _MOST_ENTRIES, _LONGEST_NAME = 1 << 28, 100, 1_000_000, 1000
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
@@ -99,12 +99,14 @@ def load_torch(source: str | os.PathLike | BinaryIO, sha256: str | None = None, 
       name: what messages call the file; its path if not given.
 
     Returns:
-      What was saved: dictionaries, lists, tuples and scalars as they are, tensors as numpy arrays of their dtype (bfloat16 is
-      ml_dtypes'), modules as `Module`, anything else that has a class as `Opaque`. Tensors that share a storage share memory.
+      What was saved: dictionaries, lists, tuples and scalars as they are, tensors as numpy arrays of their dtype
+      (bfloat16 is ml_dtypes'), modules as `Module`, anything else that has a class as `Opaque`. Tensors that share a
+      storage share memory.
 
     Raises:
       FileNotFoundError: there is no such file.
-      TorchFileError: it is of another type, cut, damaged (CRC or SHA-256), or holds something that is refused; the message names it.
+      TorchFileError: it is of another type, cut, damaged (CRC or SHA-256), or holds something that is refused; the
+        message names it.
     """
     is_open = hasattr(source, "read")
     name = name or str(source)
@@ -272,7 +274,8 @@ def _names() -> dict[tuple[str, str], Any]:
         ("torch._utils", "_rebuild_tensor_v3"): _tensor_of_dtype,
         ("torch._utils", "_rebuild_parameter"): _parameter,
         ("torch._utils", "_rebuild_parameter_with_state"): _parameter,
-        # Items follow by opcodes. Builders copy nothing that is given to them, since a file can give it a thousand times.
+        # Items follow by opcodes. Builders copy nothing that is given to them, since a file can give it a thousand
+        # times.
         ("collections", "OrderedDict"): lambda: {},
         ("collections", "defaultdict"): lambda factory=None: {},
         ("torch", "Size"): lambda sizes=(): sizes,
@@ -372,7 +375,7 @@ class _Resolver:
             raise PickleError(f"a tensor has the shape {tensor.shape} and strides that no array can have") from None
 
     def _module(self, root: StandIn) -> Module:
-        """The weights of a module and of its children; plain tensors among its attributes, such as masks, are no weights."""
+        """The weights of a module and its children; plain tensors among its attributes, such as masks, are none."""
         found = Module(root.class_name, {}, {})
         self._visit(found, root, "", 0)
         return found

@@ -1,4 +1,4 @@
-"""Writes nested dictionaries of numpy arrays as a zip file that `torch.load(..., weights_only=True)` reads; without torch."""
+"""Writes nested dictionaries of numpy arrays in the zip format of `torch.save`, without torch."""
 
 import os
 import struct
@@ -28,8 +28,8 @@ def save_torch(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
 
     Args:
       path: target file; must not exist.
-      value: a dictionary of strings to numpy arrays (any dtype of `STORAGES`), integers and such dictionaries. Each array gets a
-        storage of its own, row-major.
+      value: a dictionary of strings to numpy arrays (any dtype of `STORAGES`), integers and such dictionaries. Each
+        array gets a storage of its own, row-major.
 
     Raises:
       TypeError: a value or dtype has no form there; the message names it.
@@ -47,7 +47,7 @@ def save_torch(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
 
 
 class _Writer:
-    """Collects the arrays of the values that it pickles (protocol 2, spelled out: torch's own classes are not there)."""
+    """Collects the arrays of the values that it pickles: protocol 2, spelled out, since torch's classes are absent."""
 
     def __init__(self):
         self.arrays: list[np.ndarray] = []

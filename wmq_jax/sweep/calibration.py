@@ -1,8 +1,8 @@
 """Calibration: activation statistics of the rollouts that a full-precision planner asks for, or of real episodes.
 
-In closed loop, the planner is run on calibration episodes by the engine that will run the sweep (nothing is compiled for it), the futures it
-considered are sampled again from its recorded proposals, and the plain rollout of each is observed: no reuse and no pruning,
-since calibration decides what the quantizers see.
+In closed loop, the planner is run on calibration episodes by the engine that will run the sweep (nothing is compiled
+for it), the futures it considered are sampled again from its recorded proposals, and the plain rollout of each is
+observed: no reuse and no pruning, since calibration decides what the quantizers see.
 Source: the protocol of arXiv 2602.02110.
 """
 
@@ -44,11 +44,12 @@ def planner_rollouts(
       engine: the compiled engine with full precision in row 0 of its table.
       manifest: calibration episodes.
       limits: ``episodes``, MPC ``iterations`` and ``samples`` per optimisation step to look at, planner's ``seed`` and
-        ``horizon``. They do not follow the sweep's own seeds and horizons, since rows must not depend on those of others.
+        ``horizon``. They do not follow the sweep's own seeds and horizons, since rows must not depend on those of
+        others.
 
     Yields:
-      Arguments of ``WorldModel.rollout`` for one MPC iteration of one episode, B plans: images (B, 1, h, w, 3) in -1..1,
-      normalised proprioception (B, 1, p), normalised actions (B, H, A).
+      Arguments of ``WorldModel.rollout`` for one MPC iteration of one episode, B plans: images (B, 1, h, w, 3) in
+      -1..1, normalised proprioception (B, 1, p), normalised actions (B, H, A).
     """
     problem, seed, horizon = engine.problem, limits["seed"], limits["horizon"]
 
@@ -80,8 +81,8 @@ def dataset_rollouts(
       dataset: its training split is drawn from: validation and evaluation stay unseen.
       config: the model's sizes.
       normalizer: the model's statistics.
-      limits: ``episodes`` to draw, by ``seed``; ``samples`` stretches of each, evenly spaced, of ``horizon`` model actions, or as
-        many as the shortest of the episodes has.
+      limits: ``episodes`` to draw, by ``seed``; ``samples`` stretches of each, evenly spaced, of ``horizon`` model
+        actions, or as many as the shortest of the episodes has.
 
     Yields:
       Arguments of ``WorldModel.rollout`` for the stretches of one episode, as :func:`planner_rollouts` does.
