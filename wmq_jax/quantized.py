@@ -261,7 +261,7 @@ def build_variants(
         if static:
             raise ValueError(f"variant '{static[0]}' quantizes activations per tensor and needs calibration statistics")
     # Without statistics no quantizer is static, and the ranges only give shapes.
-    nothing = quant.Range(np.int32(1), np.float32(0), np.float32(0))
+    nothing = (np.float32(0), np.float32(0))
     seen = {} if statistics is None else quant.site_statistics(statistics)
 
     @functools.cache
@@ -277,7 +277,7 @@ def build_variants(
         for module in MODULES:
             part: ModuleSpec = getattr(spec, module)
             parts[module] = weights(module, part.method, part.weight_bits, part.group_size)
-            ranges = {site: seen.get(site, nothing) for site in sites(config)[module]}
+            ranges = {site: seen[site].range() if seen else nothing for site in sites(config)[module]}
             per_token = part.act_granularity == "token"
             bits = quant.NO_BITS if part.act_bits is None else part.act_bits
             quantizers |= _quantizers(ranges, jnp.int32(bits), per_token)
@@ -289,12 +289,12 @@ def build_variants(
 
 
 @jax.jit
-def _quantizers(ranges: dict[str, quant.Range], bits: jax.Array, per_token: jax.Array) -> dict[str, quant.Quantizer]:
+def _quantizers(ranges: dict[str, tuple[jax.Array, jax.Array]], bits: jax.Array, per_token: jax.Array) -> dict[str, quant.Quantizer]:
     """Site -> quantizer, per token or on the range of the site; off for ``NO_BITS``."""
     dynamic = quant.per_token_quantizer(bits)
 
-    def choose(seen: quant.Range) -> quant.Quantizer:
-        static = quant.static_quantizer(seen.minimum, seen.maximum, bits)
+    def choose(seen: tuple[jax.Array, jax.Array]) -> quant.Quantizer:
+        static = quant.static_quantizer(*seen, bits)
         return jax.tree.map(functools.partial(jnp.where, per_token), dynamic, static)
 
     return {site: choose(seen) for site, seen in ranges.items()}

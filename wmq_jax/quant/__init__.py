@@ -4,8 +4,16 @@ Nothing here needs more than jax and numpy. ``wmq_jax.quant.linen`` adapts Flax 
 imported on request.
 """
 
-from wmq_jax.quant.activations import ActivationSpec, dynamic_activations, kernel_sites, static_activations
-from wmq_jax.quant.calibration import calibrate, check_statistics, merge_statistics, site_statistics
+from wmq_jax.quant.activations import ActivationSpec, dynamic_activations, kernel_sites, static_activations, static_range
+from wmq_jax.quant.calibration import (
+    block_statistics,
+    calibrate,
+    check_statistics,
+    merge_statistics,
+    site_statistics,
+    statistics_from_arrays,
+    statistics_to_arrays,
+)
 from wmq_jax.quant.grid import (
     MAX_BITS,
     MIN_BITS,
@@ -20,7 +28,9 @@ from wmq_jax.quant.grid import (
     straight_through_round,
     unsigned_limits,
 )
-from wmq_jax.quant.observers import Observer, Range, minmax
+from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, lwc_grid
+from wmq_jax.quant.observers import Observer, channel_ranges, ema, minmax, percentile, sequences
+from wmq_jax.quant.omse import ClippingSearch, omse, omse_grid, omse_range, released_omse_grid
 from wmq_jax.quant.quantizer import (
     OFF,
     PER_TOKEN,
@@ -33,12 +43,29 @@ from wmq_jax.quant.quantizer import (
 )
 from wmq_jax.quant.round_to_nearest import rtn
 from wmq_jax.quant.rules import Rule, match_rules
+from wmq_jax.quant.statistics import AverageRange, ChannelRange, Range, Sequences
 from wmq_jax.quant.transform import State, Transform, chain, quantize
-from wmq_jax.quant.weights import WeightSpec, absmax_grid, fake_quant_weight, from_groups, group_shape, to_groups
+from wmq_jax.quant.weights import (
+    RELEASED_SCALE_LIMITS,
+    RangeGrid,
+    WeightSpec,
+    absmax_grid,
+    fake_quant_weight,
+    from_groups,
+    group_shape,
+    range_grid,
+    released_range_grid,
+    round_to_grids,
+    to_groups,
+)
 
 __all__ = [
     "ActivationSpec",
+    "AverageRange",
+    "ChannelRange",
+    "ClippingSearch",
     "Grid",
+    "INITIAL_FACTOR",
     "MAX_BITS",
     "MIN_BITS",
     "NO_BITS",
@@ -46,19 +73,25 @@ __all__ = [
     "Observer",
     "PER_TOKEN",
     "Quantizer",
+    "RELEASED_SCALE_LIMITS",
     "Range",
+    "RangeGrid",
     "Rule",
     "STATIC",
+    "Sequences",
     "State",
     "Transform",
     "WeightSpec",
     "absmax_grid",
+    "block_statistics",
     "calibrate",
     "canonical_bits",
     "chain",
+    "channel_ranges",
     "check_statistics",
     "decode",
     "dynamic_activations",
+    "ema",
     "encode",
     "exact_divide",
     "fake_quant",
@@ -67,17 +100,30 @@ __all__ = [
     "group_shape",
     "kernel_sites",
     "levels",
+    "lwc_grid",
     "match_rules",
     "merge_statistics",
     "minmax",
     "no_quantizer",
+    "omse",
+    "omse_grid",
+    "omse_range",
     "per_token_quantizer",
+    "percentile",
     "quantize",
+    "range_grid",
+    "released_omse_grid",
+    "released_range_grid",
+    "round_to_grids",
     "rtn",
+    "sequences",
     "signed_limits",
     "site_statistics",
     "static_activations",
     "static_quantizer",
+    "static_range",
+    "statistics_from_arrays",
+    "statistics_to_arrays",
     "straight_through_round",
     "to_groups",
     "unsigned_limits",
