@@ -43,7 +43,9 @@ from wmq_jax.quant.quantizer import (
 )
 from wmq_jax.quant.round_to_nearest import rtn
 from wmq_jax.quant.rules import Rule, match_rules
+from wmq_jax.quant.smoothquant import smoothquant
 from wmq_jax.quant.statistics import AverageRange, ChannelRange, Range, Sequences
+from wmq_jax.quant.topology import LINEAR, NORM, Block, Pair, Part, Topology, no_tap
 from wmq_jax.quant.transform import State, Transform, chain, quantize
 from wmq_jax.quant.weights import (
     RELEASED_SCALE_LIMITS,
@@ -62,16 +64,21 @@ from wmq_jax.quant.weights import (
 __all__ = [
     "ActivationSpec",
     "AverageRange",
+    "Block",
     "ChannelRange",
     "ClippingSearch",
     "Grid",
     "INITIAL_FACTOR",
+    "LINEAR",
     "MAX_BITS",
     "MIN_BITS",
+    "NORM",
     "NO_BITS",
     "OFF",
     "Observer",
     "PER_TOKEN",
+    "Pair",
+    "Part",
     "Quantizer",
     "RELEASED_SCALE_LIMITS",
     "Range",
@@ -80,6 +87,7 @@ __all__ = [
     "STATIC",
     "Sequences",
     "State",
+    "Topology",
     "Transform",
     "WeightSpec",
     "absmax_grid",
@@ -105,6 +113,7 @@ __all__ = [
     "merge_statistics",
     "minmax",
     "no_quantizer",
+    "no_tap",
     "omse",
     "omse_grid",
     "omse_range",
@@ -119,6 +128,7 @@ __all__ = [
     "sequences",
     "signed_limits",
     "site_statistics",
+    "smoothquant",
     "static_activations",
     "static_quantizer",
     "static_range",

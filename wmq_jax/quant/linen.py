@@ -13,6 +13,7 @@ ignores it, and one compiled within it keeps it.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from wmq_jax.quant.calibration import BLOCK, INPUT
 from wmq_jax.quant.grid import Rounding
 from wmq_jax.quant.observers import Observer, minmax, sequences
 from wmq_jax.quant.quantizer import fake_quant
+from wmq_jax.quant.topology import Tap, no_tap
 
 QUANT = "quant"
 STATS = "stats"
@@ -113,6 +115,25 @@ def observe(
         return updated[STATS]
 
     return update
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleApply:
+    """A Flax module as the function of a block or a part: see ``quant.topology.BlockApply``.
+
+    Attributes:
+      module: the block, unbound. Equal modules are equal functions.
+      output: which element of a tuple it returns is the block's output; None if it returns an array.
+    """
+
+    module: nn.Module
+    output: int | None = None
+
+    def __call__(self, params: Any, x: Any, tap: Tap = no_tap) -> Any:
+        """The module's output, each site's input replaced by what ``tap(name, input)`` returns."""
+        with nn.intercept_methods(_on_input(lambda module, x: tap("/".join(module.path), x))):
+            out = self.module.apply({"params": params}, x)
+        return out if self.output is None else out[self.output]
 
 
 def _update(module: nn.Module, name: str, observer: Observer, x: Any) -> None:
