@@ -5,6 +5,7 @@ imported on request.
 """
 
 from wmq_jax.quant.activations import ActivationSpec, dynamic_activations, kernel_sites, static_activations, static_range
+from wmq_jax.quant.awq import AWQSpec, awq, awq_block
 from wmq_jax.quant.calibration import (
     block_statistics,
     calibrate,
@@ -62,6 +63,7 @@ from wmq_jax.quant.weights import (
 )
 
 __all__ = [
+    "AWQSpec",
     "ActivationSpec",
     "AverageRange",
     "Block",
@@ -91,6 +93,8 @@ __all__ = [
     "Transform",
     "WeightSpec",
     "absmax_grid",
+    "awq",
+    "awq_block",
     "block_statistics",
     "calibrate",
     "canonical_bits",

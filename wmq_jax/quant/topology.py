@@ -18,7 +18,8 @@ PyTree = Any
 # Called at every site of a block with its relative name and its input; the model goes on with what it returns.
 Tap = Callable[[str, jax.Array], jax.Array]
 # (parameters of the block, input (B, L, ...), tap) -> output. Pure, and hashable by value: it is a static argument.
-BlockApply = Callable[[PyTree, jax.Array, Tap], jax.Array]
+# Without a tap nothing is replaced.
+BlockApply = Callable[..., jax.Array]
 
 NORM = "norm"
 LINEAR = "linear"
