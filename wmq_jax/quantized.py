@@ -236,6 +236,18 @@ def _has_projection(config: WorldModelConfig) -> bool:
     return config.predictor.heads > 1 or config.predictor.dim_head != config.predictor_dim
 
 
+def with_qkv_bias(config: WorldModelConfig, params: PyTree) -> tuple[WorldModelConfig, PyTree]:
+    """The same function with a bias in the predictor's to_qkv, zeros where there was none.
+
+    OmniQuant's shift needs that bias; all variants of a table have it then.
+    """
+    inner = 3 * config.predictor.heads * config.predictor.dim_head
+    layers = [f"predictor/layers_{i}/attn/to_qkv" for i in range(config.predictor.depth)]
+    missing = [layer for layer in layers if "bias" not in paths.subtree(params, layer)]
+    biases = {f"{layer}/bias": np.zeros(inner, np.float32) for layer in missing}
+    return config.replace(predictor=config.predictor.replace(qkv_bias=True)), paths.nest(biases, params)
+
+
 def needs_statistics(spec: VariantSpec) -> bool:
     """Whether a variant has static activation quantizers, which need calibration."""
     return any(getattr(spec, module).act_granularity == "tensor" for module in MODULES)

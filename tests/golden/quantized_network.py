@@ -14,7 +14,8 @@ import numpy as np
 from tests.quick_jit import quick_jit
 from wmq_jax import quant, quantized
 from wmq_jax.models import WorldModel, WorldModelConfig, normalize_image
-from wmq_jax.quant import linen
+from wmq_jax.quant import linen, paths
+from wmq_jax.quant.equalization import foldable, rescale
 
 OUTPUTS = ("pred_T3", "pred_T1", "enc", "roll_visual", "roll_proprio")
 # Rounding flips make the error of a quantized network heavy tailed: bounds on the relative L2 norm and the median.
@@ -145,3 +146,29 @@ def check_outputs(recording, case: str, outputs: Mapping[str, Any], compared) ->
             recorded_damage = recording[f"{case}/rel_err_vs_fp32"][index]
             np.testing.assert_allclose(damage, recorded_damage, rtol=0.05, err_msg=f"{case} {name}")
             compared(1)
+
+
+def rescaled(config: WorldModelConfig, params: Any, scales: Mapping[str, np.ndarray]) -> Any:
+    """The parameters with the given scales (name of a consumer's kernel -> scale) moved into it from its LayerNorm."""
+    for path, block in quantized.topology(config).blocks():
+        part = paths.subtree(params, path)
+        for pair in foldable(block):
+            name = f"{path}/{pair.consumers[0]}/kernel"
+            part = rescale(part, pair, jnp.asarray(scales[name])) if name in scales else part
+        params = paths.nest({path: part}, params)
+    return params
+
+
+def recorded_quantizers(recording, case, ours, compared):
+    """The recorded activation quantizers, after a comparison with ours."""
+    quantizers = paths.named_leaves(ours, is_leaf=lambda node: isinstance(node, quant.Quantizer))
+    for recorded in {key.split("/")[0] for key in recording.under(f"{case}/site/")}:
+        site, is_activation = our_site(recorded)
+        if is_activation:
+            name = f"{site}/input"
+            scale, zero = (recording[f"{case}/site/{recorded}/{field}"].item() for field in ("scale", "zero_point"))
+            np.testing.assert_allclose(quantizers[name].scale, scale, rtol=1e-5, err_msg=f"{case} {site}")
+            assert quantizers[name].zero_point == zero, (case, site)
+            quantizers[name] = quantizers[name]._replace(scale=jnp.float32(scale))
+            compared(2)
+    return paths.nest(quantizers)

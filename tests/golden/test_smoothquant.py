@@ -2,14 +2,20 @@
 
 import re
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.golden.quantized_network import OUTPUTS, RELEASED_OBSERVER, check_outputs, our_name, our_parameter, our_site
+from tests.golden.quantized_network import (
+    OUTPUTS,
+    RELEASED_OBSERVER,
+    check_outputs,
+    our_name,
+    our_parameter,
+    recorded_quantizers,
+    rescaled,
+)
 from wmq_jax import quant, quantized
 from wmq_jax.quant import paths
-from wmq_jax.quant.equalization import foldable, rescale
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +84,6 @@ def test_the_float_function_stays(recording, network, smoothed, compared):
             compared(1)
 
 
-def rescaled(recording, key, network):
-    """The parameters of the network, re-scaled by the recorded scales."""
-    scales = {our_parameter(name): scale for name, scale in recording.under(f"{key}/scale/").items()}
-    params = network.params
-    for path, block in quantized.topology(network.config).blocks():
-        part = paths.subtree(params, path)
-        for pair in foldable(block):
-            part = rescale(part, pair, scales[f"{path}/{pair.consumers[0]}/kernel"])
-        params = paths.nest({path: part}, params)
-    return params
-
-
 def test_quantized_networks(recording, network, smoothed, compared):
     """Scales of every site from our own smoothing and calibration; outputs for the recorded scales.
 
@@ -97,7 +91,8 @@ def test_quantized_networks(recording, network, smoothed, compared):
     """
     for key, alpha in alphas(recording).items():
         statistics = network.calibrate(smoothed[alpha].params, RELEASED_OBSERVER)
-        params = rescaled(recording, key, network)
+        scales = {our_parameter(name): scale for name, scale in recording.under(f"{key}/scale/").items()}
+        params = rescaled(network.config, network.params, scales)
         for case in recording.names(f"{key}/"):
             if not re.fullmatch(r"w\d+a\d+(_token)?", case):
                 continue
@@ -112,18 +107,3 @@ def test_quantized_networks(recording, network, smoothed, compared):
             quantizers = recorded_quantizers(recording, f"{key}/{case}", variables["quant"], compared)
             outputs = network.run({"params": variables["params"], "quant": quantizers})
             check_outputs(recording, f"{key}/{case}", outputs, compared)
-
-
-def recorded_quantizers(recording, case, ours, compared):
-    """The recorded activation quantizers, after a comparison with ours."""
-    quantizers = paths.named_leaves(ours, is_leaf=lambda node: isinstance(node, quant.Quantizer))
-    for recorded in {key.split("/")[0] for key in recording.under(f"{case}/site/")}:
-        site, is_activation = our_site(recorded)
-        if is_activation:
-            name = f"{site}/input"
-            scale, zero = (recording[f"{case}/site/{recorded}/{field}"].item() for field in ("scale", "zero_point"))
-            np.testing.assert_allclose(quantizers[name].scale, scale, rtol=1e-5, err_msg=f"{case} {site}")
-            assert quantizers[name].zero_point == zero, (case, site)
-            quantizers[name] = quantizers[name]._replace(scale=jnp.float32(scale))
-            compared(2)
-    return paths.nest(quantizers)

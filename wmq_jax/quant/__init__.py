@@ -31,6 +31,7 @@ from wmq_jax.quant.grid import (
 )
 from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, lwc_grid
 from wmq_jax.quant.observers import Observer, channel_ranges, ema, minmax, percentile, sequences
+from wmq_jax.quant.omniquant import OmniQuantSpec, omniquant, omniquant_block
 from wmq_jax.quant.omse import ClippingSearch, omse, omse_grid, omse_range, released_omse_grid
 from wmq_jax.quant.quantizer import (
     OFF,
@@ -78,6 +79,7 @@ __all__ = [
     "NO_BITS",
     "OFF",
     "Observer",
+    "OmniQuantSpec",
     "PER_TOKEN",
     "Pair",
     "Part",
@@ -118,6 +120,8 @@ __all__ = [
     "minmax",
     "no_quantizer",
     "no_tap",
+    "omniquant",
+    "omniquant_block",
     "omse",
     "omse_grid",
     "omse_range",
