@@ -33,6 +33,10 @@ TEXTS = (
     "predictor=w4",
     "encoder=w8a6-tensor,predictor=w4g8",
     "w16a8-token",
+    "omse:w4a4-tensor",
+    "smoothquant:w4a8-tensor",
+    "awq:w4g8",
+    "omniquant:w4a8-token",
 )
 
 
@@ -70,6 +74,9 @@ def row(table, text):
         ("w32a16", "FP32", "fp"),
         ("w4", "W4", "w4"),
         ("rtn:w4", "W4", "w4"),
+        ("omse:w4a8", "OMSE W4A8 per-tensor", "omse:w4a8-tensor"),
+        ("encoder=AWQ:w4g32,predictor=smoothquant:w8a8-token", "encoder AWQ W4 g32, predictor SmoothQuant W8A8 per-token",
+         "encoder=awq:w4g32,predictor=smoothquant:w8a8-token"),
         (" W4G32 ", "W4 g32", "w4g32"),
         ("w8a8", "W8A8 per-tensor", "w8a8-tensor"),
         ("w4g32a8-token", "W4A8 g32 per-token", "w4g32a8-token"),
@@ -99,7 +106,7 @@ def test_grammar(text, name, canonical):
         ("w16g32", "a group size or a method needs weight bits below 16"),
         ("w4a16-token", "an activation granularity needs activation bits below 16"),
         ("w8a8-row", "per tensor or token, not per row"),
-        ("magic:w4", "there is no method 'magic'; the methods are rtn"),
+        ("magic:w4", "there is no method 'magic'; the methods are awq, omniquant, omse, rtn, smoothquant"),
         ("decoder=w4", "must name encoder and predictor at most once each"),
         ("encoder=w4,encoder=w8", "must name encoder and predictor at most once each"),
         ("encoder=w4,w8", "must name encoder and predictor at most once each"),
@@ -279,7 +286,7 @@ def test_what_cannot_be_built_is_named(world):
     _, params, statistics, _ = world
     static, weights = [parse_variant("w8a8-tensor")], [parse_variant("w4")]
     with pytest.raises(
-        ValueError, match="variant 'w8a8-tensor' quantizes activations per tensor and needs calibration"
+        ValueError, match="variant 'w8a8-tensor' needs calibration statistics"
     ):
         quantized.build_variants(CONFIG, params, static)
     with pytest.raises(ValueError, match="there are no variants"):

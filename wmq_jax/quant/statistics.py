@@ -110,6 +110,13 @@ class Sequences(NamedTuple):
     priority: jax.Array
 
 
+    def merge(self, other: Sequences) -> Sequences:
+        """The sequences with the highest priorities of both streams."""
+        longest = max(self.inputs.shape[1], other.inputs.shape[1])
+        ours, theirs = ((lengthened(part.inputs, longest), part.length) for part in (self, other))
+        (inputs, length), priority = keep_highest(ours, self.priority, theirs, other.priority)
+        return Sequences(self.count + other.count, inputs, length, priority)
+
     def mask(self) -> jax.Array:
         """float32 (n, L): 1 where an input is real, 0 where it was filled up or no sequence was kept."""
         real = jnp.arange(self.inputs.shape[1]) < self.length[:, None]

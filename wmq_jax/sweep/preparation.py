@@ -114,6 +114,9 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
     if not 0 <= process < processes:
         raise ValueError(f"process must be 0..{processes - 1} (of {processes}), not {process}")
     checkpoint = _load_checkpoint(settings.checkpoint)
+    if quantized.needs_qkv_bias(settings.variants):
+        config_of_all, params = quantized.with_qkv_bias(checkpoint.config, checkpoint.params)
+        checkpoint = dataclasses.replace(checkpoint, config=config_of_all, params=params)
     model = checkpoint.config
     env = make_env(**settings.env, image_size=model.image_size)
     if env.spec.action_dim * model.frameskip != model.action_dim:

@@ -35,7 +35,10 @@ def build_engine(sweep: Sweep) -> Engine:
     statistics = None
     if any(quantized.needs_statistics(spec) for spec in settings.variants):
         model = WorldModel(checkpoint.config)
-        statistics = closed_loop_statistics(engine, model, checkpoint.params, sweep.calibration, settings.calibration)
+        samples = quantized.needed_samples(settings.variants)
+        statistics = closed_loop_statistics(
+            engine, model, checkpoint.params, sweep.calibration, settings.calibration, samples
+        )
     table = quantized.build_variants(checkpoint.config, params, settings.variants, statistics)
     return engine.with_data(table, sweep.evaluation)
 
