@@ -28,7 +28,7 @@ from wmq_jax.quant.equalization import (
     smoothing_scale,
 )
 from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, lwc_grid
-from wmq_jax.quant.quantizer import fake_quant, per_token_quantizer
+from wmq_jax.quant.quantizer import fake_quant_tokens, per_token_quantizer
 from wmq_jax.quant.topology import Block, Topology
 from wmq_jax.quant.transform import State, Transform
 
@@ -260,4 +260,4 @@ def _train(params, learned, x, target, mask, bits, act_bits, block: Block, spec:
 def _quantize_inputs(act_bits, spec: OmniQuantSpec, rounding):
     """A tap that quantizes per token; ``NO_BITS`` leaves inputs as they are."""
     quantizer = per_token_quantizer(act_bits, include_zero=spec.include_zero)
-    return lambda name, x: fake_quant(x, quantizer, rounding)
+    return lambda name, x: fake_quant_tokens(x, quantizer, rounding)
