@@ -108,10 +108,10 @@ def test_clipping(recording, clipped, compared):
 
 
 def test_clipping_of_one_layer(recording, compared):
-    x = jnp.asarray(recording["clip_layer/x"])
     for setting in recording.names("clip_layer/"):
         if setting == "x":
             continue
+        x = jnp.asarray(recording["clip_layer/x"])
         bits, spec = spec_of(setting)
         kernel = jnp.asarray(recording[f"clip_layer/{setting}/w"].T)
         limit = search_clip(kernel, x[None], jnp.ones((1, len(x))), bits, spec)
@@ -139,7 +139,8 @@ def test_block_outputs(recording, network, stacks, clipped, close):
             for index, (path, block) in enumerate(stacks[part]):
                 x = run_block(block, paths.subtree(chosen, path), x)
                 what = f"{part}/{setting}/block_out_{kind}/{index}"
-                close(x, recording.sub(what), rel_l2=1e-5 if kind == "float" else 1e-2, what=what)
+                if f"{what}/idx" in recording:
+                    close(x, recording.sub(what), rel_l2=1e-5 if kind == "float" else 1e-2, what=what)
 
 
 @functools.partial(jax.jit, static_argnums=0)

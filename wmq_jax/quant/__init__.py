@@ -15,6 +15,7 @@ from wmq_jax.quant.calibration import (
     statistics_from_arrays,
     statistics_to_arrays,
 )
+from wmq_jax.quant.equalization import rescale, rescale_statistics, smoothing_scale
 from wmq_jax.quant.grid import (
     MAX_BITS,
     MIN_BITS,
@@ -131,11 +132,14 @@ __all__ = [
     "range_grid",
     "released_omse_grid",
     "released_range_grid",
+    "rescale",
+    "rescale_statistics",
     "round_to_grids",
     "rtn",
     "sequences",
     "signed_limits",
     "site_statistics",
+    "smoothing_scale",
     "smoothquant",
     "static_activations",
     "static_quantizer",
