@@ -13,7 +13,7 @@ another model.
     python -m experiments.sweep --config=configs/wall.py:methods
 
 compares the five methods of the study at 3, 4, 6 and 8 bits, with and without groups, with activations in floating point, per tensor
-and per token, and with encoder and predictor apart: 76 variants on the episodes and the planner of 'small', so about seven times its
+and per token, and with encoder and predictor apart: 81 variants on the episodes and the planner of 'small', so about seven times its
 time.
 """
 

@@ -74,8 +74,11 @@ def row(table, text):
         ("w4", "W4", "w4"),
         ("rtn:w4", "W4", "w4"),
         ("omse:w4a8", "OMSE W4A8 per-tensor", "omse:w4a8-tensor"),
-        ("encoder=AWQ:w4g32,predictor=smoothquant:w8a8-token", "encoder AWQ W4 g32, predictor SmoothQuant W8A8 per-token",
-         "encoder=awq:w4g32,predictor=smoothquant:w8a8-token"),
+        (
+            "encoder=AWQ:w4g32,predictor=smoothquant:w8a8-token",
+            "encoder AWQ W4 g32, predictor SmoothQuant W8A8 per-token",
+            "encoder=awq:w4g32,predictor=smoothquant:w8a8-token",
+        ),
         (" W4G32 ", "W4 g32", "w4g32"),
         ("w8a8", "W8A8 per-tensor", "w8a8-tensor"),
         ("w4g32a8-token", "W4A8 g32 per-token", "w4g32a8-token"),
@@ -282,9 +285,7 @@ def test_size(world):
 def test_what_cannot_be_built_is_named(world):
     _, params, statistics, _ = world
     static, weights = [parse_variant("w8a8-tensor")], [parse_variant("w4")]
-    with pytest.raises(
-        ValueError, match="variant 'w8a8-tensor' needs calibration statistics"
-    ):
+    with pytest.raises(ValueError, match="variant 'w8a8-tensor' needs calibration statistics"):
         quantized.build_variants(CONFIG, params, static)
     with pytest.raises(ValueError, match="there are no variants"):
         quantized.build_variants(CONFIG, params, [])

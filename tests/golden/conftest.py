@@ -20,9 +20,7 @@ from tests.golden.recorded_models import recorded_world_model
 from tests.golden.tally import REDUCED, golden_folder
 
 # What the reduced copy leaves out, since nothing here compares with it yet. Anything else that is missing is a failure.
-LEFT_OUT = frozenset(
-    {"checkpoint", "env_point_maze.npz", "env_pusht.npz"}
-)
+LEFT_OUT = frozenset({"checkpoint", "env_point_maze.npz", "env_pusht.npz"})
 
 
 class Samples(NamedTuple):

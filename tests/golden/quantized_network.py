@@ -1,4 +1,4 @@
-"""The recorded quantized networks: how they were calibrated, run and named, and how outputs compare with the recorded ones."""
+"""The recorded quantized networks: how they are calibrated, run and named, and how their outputs are compared."""
 
 from __future__ import annotations
 

@@ -56,18 +56,20 @@ RULES = {
     ),
     "quant_acts.npz": Rule(),
     "quant_model.npz": Rule(
-        drop=f"^w(3a16|6a6|8a8)[^/]*_omse|^w4a16_omse|^w4a8_omse_layer_(g64|predonly)/|^w(3|6|8)[^/]*/site/{WEIGHT_SITES}|^w4a8[^/]*/site/{WEIGHT_SITES}|/sens/"
+        drop="^w(3a16|6a6|8a8)[^/]*_omse|^w4a16_omse|^w4a8_omse_layer_(g64|predonly)/|/sens/"
+        f"|^w(3|6|8|4a8)[^/]*/site/{WEIGHT_SITES}"
     ),
     "smoothquant.npz": Rule(
-        drop=f"^alpha0.75/(w|param)|^alpha0.5/w(6a6|4a8|8a8_token)/|/sens/|^fp32/|/param/.*[.](qkv|to_qkv|fc1|net.1).weight|/site/{WEIGHT_SITES}"
+        drop="^alpha0.75/(w|param)|^alpha0.5/w(6a6|4a8|8a8_token)/|/sens/|^fp32/"
+        rf"|/param/.*\.(qkv|to_qkv|fc1|net\.1)\.weight|/site/{WEIGHT_SITES}"
     ),
     "awq.npz": Rule(
         drop="^(encoder|predictor)/b(4_g64|3_g-1|3_g64)/|_order_w4a16/(sens|site)|^released_order|^clip_layer/"
         "|/block_out_float/|/param/.*(qkv|fc1|net.1|proj).weight"
     ),
     "omniquant.npz": Rule(
-        drop=f"^repaired_w3a16/|^repaired_.*/1/grad0|^repaired_w4a8token/0/(grad0|after1)|/block_out/|/final/|/sens/|^encoder/"
-        f"|/site/{WEIGHT_SITES}|^epochs0_(released|key_fixed_token_wise)|/param/.*(qkv|fc1|net.1).weight"
+        drop="^repaired_w3a16/|^repaired_.*/1/grad0|^repaired_w4a8token/0/(grad0|after1)|/block_out/|/final/|/sens/"
+        f"|^encoder/|/site/{WEIGHT_SITES}|^epochs0_(released|key_fixed_token_wise)|/param/.*(qkv|fc1|net.1).weight"
     ),
     "cem.npz": Rule(),
     "mpc_wall.npz": Rule(),

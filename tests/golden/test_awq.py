@@ -15,7 +15,9 @@ from wmq_jax.quant.awq import search_clip
 from wmq_jax.quant.equalization import rescale
 
 # The search alone, as released: rounding is left to the quantizer of the network.
-RELEASED = dict(layout="flat", scaled=".*fc1", clip_queries_keys=True, search_grid=quant.released_range_grid, rounded=False)
+RELEASED = dict(
+    layout="flat", scaled=".*fc1", clip_queries_keys=True, search_grid=quant.released_range_grid, rounded=False
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,8 +54,8 @@ def stacks(network):
 def clipped(recording, network, stacks):
     """(part, setting) -> limits of each block and parameters after clipping, for the recorded scales; computed once.
 
-    An ulp of a scale can change what is clipped: a group that is clipped on both sides has its zero point half way between
-    two codes.
+    An ulp of a scale can change what is clipped: a group that is clipped on both sides has its zero point half way
+    between two codes.
     """
 
     @functools.cache
@@ -125,7 +127,12 @@ def test_parameters(recording, clipped, close):
         key = f"{part}/{setting}/param"
         for name in {re.sub("/(shape|idx|val|sum|mean_abs)$", "", name) for name in recording.under(f"{key}/")}:
             ours = np.asarray(leaves[our_parameter(name)])
-            close(ours.T if ours.ndim == 2 else ours, recording.sub(f"{key}/{name}"), rel_l2=1e-5, what=f"{setting} {name}")
+            close(
+                ours.T if ours.ndim == 2 else ours,
+                recording.sub(f"{key}/{name}"),
+                rel_l2=1e-5,
+                what=f"{setting} {name}",
+            )
 
 
 def test_block_outputs(recording, network, stacks, clipped, close):
@@ -159,8 +166,8 @@ def test_whole_network(recording, network, clipped, compared):
 def test_the_transform_searches_block_after_block(recording, network, compared):
     """The transform's own result is that of the recorded scales but for single levels."""
     topology = quantized.topology(network.config, released_search=True)
-    params = quant.quantize(quant.awq(4, **RELEASED), network.params, released_statistics(recording), topology)["params"]
-    leaves = paths.named_leaves(params)
+    state = quant.State(network.params, {}, released_statistics(recording))
+    leaves = paths.named_leaves(quant.awq(4, **RELEASED).apply(state, topology).params)
     for part in quantized.MODULES:
         key = f"{part}/b4_g-1/param"
         for name in {re.sub("/(shape|idx|val|sum|mean_abs)$", "", name) for name in recording.under(f"{key}/")}:

@@ -31,7 +31,11 @@ OPTIMIZER = optax.multi_transform(
 # Recorded name of what is learned -> where it is here.
 SITES = {"qkv": "attn/to_qkv", "out": "attn/to_out", "fc1": "ff/fc1", "fc2": "ff/fc2"}
 LEARNED = {
-    **{f"{short}_{name}": ("transform", site, name) for short, site in (("a", SITES["qkv"]), ("f", SITES["fc1"])) for name in ("scale", "shift")},
+    **{
+        f"{short}_{name}": ("transform", site, name)
+        for short, site in (("a", SITES["qkv"]), ("f", SITES["fc1"]))
+        for name in ("scale", "shift")
+    },
     **{f"{short}_{name[:2]}": ("clipping", site, name) for short, site in SITES.items() for name in ("upper", "lower")},
 }
 CASES = {"w4a16": (4, 16), "w4a8token": (4, 8), "w3a16": (3, 16)}
@@ -111,7 +115,9 @@ def test_first_step(recording, trained, case, compared):
     first = (part, x[:BATCH], target[:BATCH], mask[:BATCH], bits, act_bits)
     gradient = jax.jit(jax.grad(block_loss), static_argnums=(7, 8))(learned, *first, block, spec)
     one = dataclasses.replace(spec, epochs=1)
-    after = quant.omniquant_block(part, learned, x[:BATCH], target_input[:BATCH], mask[:BATCH], bits, act_bits, block, one)
+    after = quant.omniquant_block(
+        part, learned, x[:BATCH], target_input[:BATCH], mask[:BATCH], bits, act_bits, block, one
+    )
     for name in LEARNED:
         recorded = recording[f"repaired_{case}/0/grad0/{name}"].ravel()
         ours = lookup(gradient, name).ravel()
@@ -121,12 +127,14 @@ def test_first_step(recording, trained, case, compared):
         if f"repaired_{case}/0/after1/{name}" in recording:
             clear = np.abs(recorded) > 1e-2 * np.abs(recorded).max()
             wanted = recording[f"repaired_{case}/0/after1/{name}"].ravel()
-            np.testing.assert_allclose(lookup(after.learned, name).ravel()[clear], wanted[clear], atol=1e-4, err_msg=name)
+            np.testing.assert_allclose(
+                lookup(after.learned, name).ravel()[clear], wanted[clear], atol=1e-4, err_msg=name
+            )
             compared(clear.sum())
 
 
 def cases_without_training(recording):
-    """Recorded case -> whether the released name mismatch leaves the predictor alone, and whether tokens are quantized."""
+    """Recorded case -> whether released names leave the predictor alone, and whether tokens are quantized."""
     names = [name for name in recording.names() if name.startswith("epochs0_")]
     assert names
     return {name: ("released" in name, name.endswith("token_wise")) for name in names}
@@ -146,7 +154,7 @@ def recorded_scales(recording, case):
 
 
 def test_released_initialisation(recording, network, biased, close):
-    """Scales of the recorded maxima; the bias of zeros; the predictor is left alone where the released names do not match."""
+    """Scales of the recorded maxima; the bias of zeros; where released names do not match, the predictor stays."""
     config, params = biased
     seen = {our_name(name): value for name, value in recording.under("act_scales/").items()}
     for case, (released, tokens) in cases_without_training(recording).items():

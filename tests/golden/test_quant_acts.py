@@ -1,4 +1,4 @@
-"""Activation quantizers against quant_acts.npz: every observer over batches, per token, half-way cases, degenerate inputs."""
+"""Activation quantizers against quant_acts.npz: observers over batches, per token, half-way cases, degenerate input."""
 
 import re
 
@@ -16,8 +16,8 @@ from wmq_jax.quant import (
     fake_quant,
     minmax,
     omse_range,
-    percentile,
     per_token_quantizer,
+    percentile,
     static_quantizer,
 )
 
@@ -80,7 +80,9 @@ def test_the_range_that_rounds_the_last_batch_best(recording, compared):
         weights = (seen.priority > 0).astype(np.float32)
         low, high = omse_range(*seen.range(), bits, seen.tokens, weights, include_zero=False)
         np.testing.assert_allclose((high, low), found, rtol=1e-6, err_msg=key)
-        np.testing.assert_allclose(high, (1 - 0.01 * recording[f"{key}/best_step"]) * batches.max(), rtol=1e-6, err_msg=key)
+        np.testing.assert_allclose(
+            high, (1 - 0.01 * recording[f"{key}/best_step"]) * batches.max(), rtol=1e-6, err_msg=key
+        )
         quantizer = static_quantizer(low, high, bits, include_zero=False)
         np.testing.assert_allclose(quantizer.scale, recording[f"{key}/scale"], rtol=1e-6, err_msg=key)
         assert quantizer.zero_point == recording[f"{key}/zero_point"], key

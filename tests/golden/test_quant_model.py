@@ -1,4 +1,4 @@
-"""Whole quantized networks against quant_model.npz: calibrated as the released planner does it, weights quantized once."""
+"""Whole quantized networks against quant_model.npz: calibrated as the released planner does it."""
 
 import dataclasses
 import functools

@@ -70,9 +70,7 @@ def setting():
     model, x = Model(), inputs(0)
     params = jax.jit(model.init)(jax.random.key(1), x)["params"]
     params = jax.tree.map(lambda leaf: leaf.at[2].multiply(5.0) if leaf.ndim == 2 else leaf + 0.1, params)
-    observe = linen.observe(
-        model, None, quant.channel_ranges(tokens=32), TOPOLOGY.first_blocks(), quant.sequences(16)
-    )
+    observe = linen.observe(model, None, quant.channel_ranges(tokens=32), TOPOLOGY.first_blocks(), quant.sequences(16))
     return params, quant.calibrate(observe, {"params": params}, [(x,), (inputs(2),)])
 
 

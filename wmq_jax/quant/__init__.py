@@ -4,7 +4,13 @@ Nothing here needs more than jax and numpy. ``wmq_jax.quant.linen`` adapts Flax 
 imported on request.
 """
 
-from wmq_jax.quant.activations import ActivationSpec, dynamic_activations, kernel_sites, static_activations, static_range
+from wmq_jax.quant.activations import (
+    ActivationSpec,
+    dynamic_activations,
+    kernel_sites,
+    static_activations,
+    static_range,
+)
 from wmq_jax.quant.awq import AWQSpec, awq, awq_block
 from wmq_jax.quant.calibration import (
     block_statistics,

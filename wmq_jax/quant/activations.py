@@ -68,7 +68,9 @@ def static_activations(
         calibration.check_statistics({site: statistic for site, (_, statistic) in chosen(state).items()})
         for site, (spec, statistic) in chosen(state).items():
             if spec.range == "omse" and not getattr(statistic, "priority", np.zeros(0)).any():
-                raise ValueError(f"the statistic of site '{site}' has no tokens; observe with channel_ranges(tokens=...)")
+                raise ValueError(
+                    f"the statistic of site '{site}' has no tokens; observe with channel_ranges(tokens=...)"
+                )
 
     def apply(state: State, topology: Any = None) -> State:
         del topology

@@ -1,8 +1,9 @@
 """AWQ: scales that protect the weights that large activations meet, and clipping, both searched (Lin et al. 2024).
 
-Rounding errors matter in proportion to the activations they are multiplied with. Multiplying a row of a kernel by s > 1 and
-dividing its activation by s shrinks that row's relative error; the best exponent of ``s = mean|x|**ratio`` is searched for by
-the error of the block's output. Then every group of weights is clipped where that lowers the error of its partial sums.
+Rounding errors matter in proportion to the activations they are multiplied with. Multiplying a row of a kernel by
+s > 1 and dividing its activation by s shrinks that row's relative error; the best exponent of ``s = mean|x|**ratio`` is
+searched for by the error of the block's output. Then every group of weights is clipped where that lowers the error of
+its partial sums.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmq_jax.quant import calibration, grid, paths, weights
+from wmq_jax.quant import grid, paths, weights
 from wmq_jax.quant.block_inputs import capture, check_block_inputs, mean_over, sampled_inputs
 from wmq_jax.quant.equalization import check_topology, rescale, rescale_statistics
 from wmq_jax.quant.topology import Block, Pair, Topology
@@ -36,11 +37,11 @@ class AWQSpec:
       scaled: regular expression over the first consumer of a pair; pairs that match are scaled. '.*fc1' is the released
         choice, '.*' every pair, as in the original AWQ.
       clip: search for clipping at all.
-      clip_queries_keys: clip the outputs that only decide attention weights too, as the released code does; the original
-        AWQ spares them.
+      clip_queries_keys: clip the outputs that only decide attention weights too, as the released code does; the
+        original AWQ spares them.
       grid_fn: of the rounding in the end.
-      search_grid: of the rounding inside the searches. The released code searches with an asymmetric grid for weights that
-        are then rounded to a symmetric one.
+      search_grid: of the rounding inside the searches. The released code searches with an asymmetric grid for weights
+        that are then rounded to a symmetric one.
       ratios: exponents searched: 0, 1/ratios, ...
       clips: clipping levels searched, ``1 - k / 20`` of the largest magnitude.
       tokens: the clipping search looks at about this many.
@@ -95,19 +96,21 @@ def awq(
 ) -> Transform:
     """Scales, clips and rounds the kernels of every block of the topology.
 
-    Needs a topology and, in the statistics, a sample of the input of each stack's first block (``linen.observe(blocks=...)``);
-    later blocks see what the float blocks before them make of it. Statistics of sites, where there are any, follow the
-    scales.
+    Needs a topology and, in the statistics, a sample of the input of each stack's first block
+    (``linen.observe(blocks=...)``); later blocks see what the float blocks before them make of it. Statistics of
+    sites, where there are any, follow the scales.
 
     The released study scales LayerNorm -> fc1 only (``scaled='.*fc1'``), clips queries and keys too
-    (``clip_queries_keys=True``), searches with ``released_range_grid`` for weights rounded to ``absmax_grid`` afterwards, cuts groups
-    from the flattened matrix (``layout='flat'``), compares outputs of the MLP (the topology's ``Pair.part``), and
-    runs after calibration on a quantized network, whose scales are then stale; that order is not offered here.
+    (``clip_queries_keys=True``), searches with ``released_range_grid`` for weights rounded to ``absmax_grid``
+    afterwards, cuts groups from the flattened matrix (``layout='flat'``), compares outputs of the MLP (the topology's
+    ``Pair.part``), and runs after calibration on a quantized network, whose scales are then stale; that order is not
+    offered here.
 
     Args:
       bits: 2..15, or None, 16 or 32 for none; may be traced.
       group_size, layout: see ``weights.WeightSpec``.
-      scaled, clip, clip_queries_keys, grid_fn, search_grid, rounded: see ``AWQSpec``; ``search_grid`` defaults to ``grid_fn``.
+      scaled, clip, clip_queries_keys, grid_fn, search_grid, rounded: see ``AWQSpec``; ``search_grid`` defaults to
+        ``grid_fn``.
 
     Raises (``check``):
       ValueError: no topology, no sampled block input, a kernel that is no matrix, NaN or infinity; the site is named.
@@ -137,7 +140,7 @@ def awq(
                 found = awq_block(paths.subtree(params, path), x, mask, bits, block, spec)
                 params, x = paths.nest({path: found.params}, params), found.output
                 for pair in spec.pairs(block):
-                    if pair.producer is not None and f"{path}/{pair.consumers[0]}" in calibration.site_statistics(statistics):
+                    if pair.producer is not None:
                         statistics = rescale_statistics(statistics, path, pair, found.scales[pair.consumers[0]])
         return state._replace(params=params, statistics=statistics)
 
@@ -199,7 +202,8 @@ def _search_scale(params, x, output, inputs, mask, bits, block: Block, pair: Pai
 
         def rounded(name):
             kernel = paths.subtree(params, name)["kernel"]
-            return (weights.round_to_grids(kernel * scale, bits, spec.weight, spec.search_grid) / scale).astype(kernel.dtype)
+            scaled = weights.round_to_grids(kernel * scale, bits, spec.weight, spec.search_grid)
+            return (scaled / scale).astype(kernel.dtype)
 
         changed = paths.nest({f"{name}/kernel": rounded(name) for name in pair.consumers}, params)
         return mean_over(mask, (apply(paths.subtree(changed, path), seen) - target) ** 2).mean()
@@ -210,7 +214,7 @@ def _search_scale(params, x, output, inputs, mask, bits, block: Block, pair: Pai
 
 
 def search_clip(kernel: jax.Array, x: jax.Array, mask: jax.Array, bits, spec: AWQSpec) -> jax.Array:
-    """The limit (outputs, groups) of every group of a kernel (C, outputs) with the smallest error of its partial sums."""
+    """The limit (outputs, groups) of every group of a kernel (C, outputs) by the error of its partial sums."""
     groups_spec = _clip_groups(kernel, spec)
     groups = weights.to_groups(kernel, groups_spec)
     tokens = x.reshape(-1, x.shape[-1])

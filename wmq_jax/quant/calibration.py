@@ -1,7 +1,7 @@
 """Calibration: run a function over batches and keep statistics of what passes its sites.
 
-Statistics are a pytree, site path -> ``{'input': statistic}`` and block path -> ``{'block': sequences}``; they save, load,
-merge across batches and hosts, and mirror the tree of quantizers that is made from them.
+Statistics are a pytree, site path -> ``{'input': statistic}`` and block path -> ``{'block': sequences}``; they save,
+load, merge across batches and hosts, and mirror the tree of quantizers that is made from them.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def statistics_from_arrays(arrays: Mapping[str, np.ndarray]) -> PyTree:
     for key, values in fields.items():
         name, _, kind = key.rpartition(":")
         if kind not in KINDS or set(values) != set(KINDS[kind]._fields):
-            raise ValueError(f"'{key}' with {', '.join(sorted(values))} is no statistic; the kinds are {', '.join(KINDS)}")
+            raise ValueError(
+                f"'{key}' with {', '.join(sorted(values))} is no statistic; the kinds are {', '.join(KINDS)}"
+            )
         named[name] = KINDS[kind](**values)
     return paths.nest(named)
 

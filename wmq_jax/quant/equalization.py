@@ -1,7 +1,8 @@
 """Moving scale between a producer and its consumers without changing the function.
 
-Dividing the channels of what a site reads and multiplying the rows of its kernel leaves the product as it was, but changes
-which values have to share a quantization step. SmoothQuant, AWQ and OmniQuant differ in how they choose the scale.
+Dividing the channels of what a site reads and multiplying the rows of its kernel leaves the product as it was, but
+changes which values have to share a quantization step. SmoothQuant, AWQ and OmniQuant differ in how they choose the
+scale.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ SMALLEST_SCALE = 1e-5
 
 
 def smoothing_scale(params: PyTree, pair: Pair, absmax: jax.Array, alpha: float) -> jax.Array:
-    """SmoothQuant's scale of a pair: ``max|x|**alpha / max|w|**(1 - alpha)`` of every channel (Xiao et al. 2023, eq. 4).
+    """SmoothQuant's scale of a pair: ``max|x|**alpha / max|w|**(1 - alpha)`` of every channel.
+
+    Source: Xiao et al. 2023, equation 4.
 
     Args:
       params: of the block.
@@ -40,8 +43,8 @@ def smoothing_scale(params: PyTree, pair: Pair, absmax: jax.Array, alpha: float)
 def rescale(params: PyTree, pair: Pair, scale: jax.Array, shift: jax.Array | None = None) -> PyTree:
     """The block with ``(x - shift) / scale`` at the input of the pair's consumers, the same function otherwise.
 
-    A LayerNorm takes ``gain / scale`` and ``(bias - shift) / scale``; a Dense producer the same in the channels that feed the
-    consumers. Consumers take ``scale * W`` and, with a shift, ``bias + shift @ W``.
+    A LayerNorm takes ``gain / scale`` and ``(bias - shift) / scale``; a Dense producer the same in the channels that
+    feed the consumers. Consumers take ``scale * W`` and, with a shift, ``bias + shift @ W``.
 
     Args:
       params: of the block.
@@ -68,8 +71,8 @@ def rescale_statistics(statistics: PyTree, path: str, pair: Pair, scale: jax.Arr
     for site in sites:
         if not isinstance(seen[site], ChannelRange):
             raise ValueError(
-                f"the {type(seen[site]).__name__} of site '{site}' cannot follow a re-scaling of channels; observe with "
-                f"channel_ranges(), or calibrate again afterwards and pass no statistics on"
+                f"the {type(seen[site]).__name__} of site '{site}' cannot follow a re-scaling of channels; observe "
+                f"with channel_ranges(), or calibrate again afterwards and pass no statistics on"
             )
     moved = {f"{site}/{calibration.INPUT}": seen[site].rescaled(scale, shift) for site in sites}
     return paths.nest(moved, statistics)
@@ -102,7 +105,9 @@ def channel_statistics(state: State, topology: Topology, pairs, method: str) -> 
     wanted = [f"{path}/{c}" for path, block in topology.blocks() for pair in pairs(block) for c in pair.consumers]
     for site in wanted:
         if not isinstance(seen.get(site), ChannelRange):
-            raise ValueError(f"{method} needs statistics of the channels of site '{site}'; observe with channel_ranges()")
+            raise ValueError(
+                f"{method} needs statistics of the channels of site '{site}'; observe with channel_ranges()"
+            )
     calibration.check_statistics({site: seen[site] for site in wanted})
 
 

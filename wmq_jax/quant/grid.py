@@ -126,5 +126,5 @@ def decode(codes: jax.Array, grid: Grid) -> jax.Array:
 
 
 def _clip(x: jax.Array, low: jax.Array, high: jax.Array) -> jax.Array:
-    """``jnp.clip``, with the full gradient at the ends, where clip halves it: codes are integers and often lie on them."""
+    """``jnp.clip`` with the full gradient at the ends, where clip halves it: codes often lie exactly on them."""
     return jnp.where(x < low, low, jnp.where(x > high, high, x))

@@ -1,7 +1,7 @@
 """Learnable weight clipping: grids whose ranges are trained (OmniQuant, Shao et al. 2024, equation 2).
 
-Every group's largest and smallest value are multiplied by the sigmoid of a factor, and gradients reach the factors through
-the scale, with straight-through rounding.
+Every group's largest and smallest value are multiplied by the sigmoid of a factor, and gradients reach the factors
+through the scale, with straight-through rounding.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def lwc_grid(
 ) -> grids.Grid:
     """The grid of ``sigmoid(lower) * min .. sigmoid(upper) * max`` of every group.
 
-    Symmetric: ``s = max(|max'|, |min'|) / (2**(bits-1) - 1)``, ``z = 2**(bits-1) - 1``. Asymmetric: ``s = (max' - min') / Q``,
-    ``z = round(-min' / s)``. Codes are ``0..Q``, ``Q = 2**bits - 1``.
+    Symmetric: ``s = max(|max'|, |min'|) / (2**(bits-1) - 1)``, ``z = 2**(bits-1) - 1``.
+    Asymmetric: ``s = (max' - min') / Q``, ``z = round(-min' / s)``. Codes are ``0..Q``, ``Q = 2**bits - 1``.
 
     Args:
       groups: (R, n, g).

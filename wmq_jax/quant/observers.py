@@ -80,8 +80,8 @@ def channel_ranges(tokens: int = 0, last_call: bool = False, seed: int = 0) -> O
 def sequences(room: int, seed: int = 0) -> Observer:
     """A uniform sample of ``room`` elements of the batches that a block was called with.
 
-    Calls may differ in the length of axis 1 (windows of 1, 2, 3 frames): shorter inputs are filled up with zeros at their
-    end, which is exact for blocks in which nothing early sees anything late; see ``Sequences``.
+    Calls may differ in the length of axis 1 (windows of 1, 2, 3 frames): shorter inputs are filled up with zeros at
+    their end, which is exact for blocks in which nothing early sees anything late; see ``Sequences``.
     """
 
     def empty(x):

@@ -1,8 +1,8 @@
 """OmniQuant: learnable clipping and learnable equivalent transformations, trained block by block (Shao et al. 2024).
 
-Of every block, the ranges of its weights' grids (``lwc_grid``) and a scale and shift for what each LayerNorm gives to its
-consumers (``rescale``) descend the error of the block's output, with straight-through rounding. A block is trained on what
-the quantized blocks before it give, against what the float blocks give.
+Of every block, the ranges of its weights' grids (``lwc_grid``) and a scale and shift for what each LayerNorm gives to
+its consumers (``rescale``) descend the error of the block's output, with straight-through rounding. A block is trained
+on what the quantized blocks before it give, against what the float blocks give.
 """
 
 from __future__ import annotations
@@ -88,18 +88,18 @@ def omniquant(
 ) -> Transform:
     """Trains and quantizes the kernels of every block of the topology.
 
-    Scales start as SmoothQuant's, shifts at 0, clipping factors at 4. Statistics of sites follow the scales and shifts. A
-    shift needs a bias in the LayerNorm and in its consumers; a pair without is scaled only. (The released code adds a bias
-    of zeros; give the model one to have the shift.)
+    Scales start as SmoothQuant's, shifts at 0, clipping factors at 4. Statistics of sites follow the scales and
+    shifts. A shift needs a bias in the LayerNorm and in its consumers; a pair without is scaled only. (The released
+    code adds a bias of zeros; give the model one to have the shift.)
 
     Args:
       bits: 2..15, or None, 16 or 32 for none; may be traced.
       group_size, layout: see ``weights.WeightSpec``.
       act_bits: while training, quantize the inputs of sites per token to these bits; none for weights alone.
       alpha: of the initial scales.
-      epochs: passes over the sampled inputs. 0 is what the released study runs: initial scales, and plain round-to-nearest.
-        Its training fails (temporary weights are None, clipping factors are not registered); what trains here is the
-        repaired definition.
+      epochs: passes over the sampled inputs. 0 is what the released study runs: initial scales, and plain
+        round-to-nearest. Its training fails (temporary weights are None, clipping factors are not registered); what
+        trains here is the repaired definition.
       batch: samples a step.
       optimizer: for ``epochs`` above 0: an optax transformation over ``{'transform': ..., 'clipping': ...}``, such as
         ``optax.multi_transform({'transform': optax.adamw(5e-3, weight_decay=0), 'clipping': optax.adamw(1e-2,

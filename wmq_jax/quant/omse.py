@@ -1,8 +1,9 @@
 """OMSE: ranges that minimise the squared error of rounding, found by search.
 
-Clipping the few largest values makes the steps of all others finer. The best trade is searched for on a grid of shrinking
-factors, for every group of a weight or for a site's activations. Source: Choukroun et al., "Low-bit Quantization of
-Neural Networks for Efficient Inference" (2019); the grids of factors are those of arXiv 2602.02110's released code.
+Clipping the few largest values makes the steps of all others finer. The best trade is searched for on a grid of
+shrinking factors, for every group of a weight or for a site's activations. Source: Choukroun et al., "Low-bit
+Quantization of Neural Networks for Efficient Inference" (2019); the grids of factors are those of arXiv 2602.02110's
+released code.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ from wmq_jax.quant.weights import RELEASED_SCALE_LIMITS, SCALE_LIMITS, WeightSpe
 class ClippingSearch:
     """A grid function: the symmetric grid of ``r * max|w|`` with the smallest error, over factors r.
 
-    ``s(r) = r * max|w| / (2**(bits-1) - 1)`` for ``points`` equally spaced r in ``lowest..1``; every group takes the r that
-    minimises ``sum((w_hat - w)**2)``, the smallest of equals.
+    ``s(r) = r * max|w| / (2**(bits-1) - 1)`` for ``points`` equally spaced r in ``lowest..1``; every group takes the r
+    that minimises ``sum((w_hat - w)**2)``, the smallest of equals.
 
     Attributes:
       points, lowest: the factors.
@@ -103,7 +104,9 @@ def omse_range(
     include_zero: bool = True,
     points: int = 90,
 ) -> tuple[jax.Array, jax.Array]:
-    """The range ``(1 - 0.01 i) * (minimum, maximum)``, i = 0..points-1, that rounds ``values`` with the smallest squared error.
+    """The range ``(1 - 0.01 i) * (minimum, maximum)``, i = 0..points-1, that rounds ``values`` best.
+
+    Best is the smallest squared error.
 
     Args:
       minimum, maximum: scalars, the observed range.
@@ -115,6 +118,7 @@ def omse_range(
     Returns:
       The smallest and the largest value of the range, scalars; that of the smallest i among equals.
     """
+
     def error_of(factor):
         quantizer = static_quantizer(factor * minimum, factor * maximum, bits, include_zero=include_zero)
         return (weights[:, None] * (fake_quant(values, quantizer) - values) ** 2).sum()

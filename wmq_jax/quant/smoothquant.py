@@ -21,10 +21,11 @@ from wmq_jax.quant.transform import State, Transform
 
 
 def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
-    """Divides activations by ``s = max|x|**alpha / max|w|**(1 - alpha)`` and multiplies weights by it; quantizes nothing.
+    """Moves ``s = max|x|**alpha / max|w|**(1 - alpha)`` of every channel from activations into weights.
 
-    Compose it with what quantizes: ``chain(smoothquant(0.5), rtn(8), static_activations(8))``. The function of the float model
-    stays; statistics follow. The released code does the same for LayerNorm -> Dense, with alpha 0.5.
+    It quantizes nothing: compose it with what does, ``chain(smoothquant(0.5), rtn(8), static_activations(8))``. The
+    function of the float model stays; statistics follow. The released code does the same for LayerNorm -> Dense, with
+    alpha 0.5.
 
     Args:
       alpha: 0 leaves activations as they are where weights are flat, 1 makes them flat.
@@ -40,7 +41,9 @@ def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
         check_topology(state, topology, "smoothquant")
         channel_statistics(state, topology, lambda block: foldable(block, kinds), "smoothquant")
         chosen = [f"{path}/{site}" for path, block in topology.blocks() for site in block.sites]
-        kernels = {name: leaf for name, leaf in paths.named_leaves(state.params).items() if name.rpartition("/")[0] in chosen}
+        kernels = {
+            name: leaf for name, leaf in paths.named_leaves(state.params).items() if name.rpartition("/")[0] in chosen
+        }
         paths.check_finite("weight", kernels)
 
     def apply(state: State, topology: Topology | None = None) -> State:

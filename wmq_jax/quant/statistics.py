@@ -1,8 +1,8 @@
 """What calibration keeps of the values that pass a site.
 
-A statistic is a NamedTuple of arrays with a field ``count``, the calls seen; zeros everywhere stand for "nothing seen", so
-that the state before the first batch follows from shapes alone. Statistics of two streams merge (``a.merge(b)``), and
-those that know their channels follow a re-scaling of them (``rescaled``).
+A statistic is a NamedTuple of arrays with a field ``count``, the calls seen; zeros everywhere stand for "nothing
+seen", so that the state before the first batch follows from shapes alone. Statistics of two streams merge
+(``a.merge(b)``), and those that know their channels follow a re-scaling of them (``rescaled``).
 """
 
 from __future__ import annotations
@@ -108,7 +108,6 @@ class Sequences(NamedTuple):
     inputs: jax.Array
     length: jax.Array
     priority: jax.Array
-
 
     def merge(self, other: Sequences) -> Sequences:
         """The sequences with the highest priorities of both streams."""

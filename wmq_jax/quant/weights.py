@@ -18,8 +18,8 @@ from wmq_jax.quant import grid as grids
 
 LAYOUTS = ("padded", "flat")
 
-# groups (R, n, g), bits -> a grid whose fields broadcast against the groups. It is a static argument of compiled functions:
-# a module's function or a frozen dataclass, so that equal ones share what is compiled.
+# groups (R, n, g), bits -> a grid whose fields broadcast against the groups. It is a static argument of compiled
+# functions: a module's function or a frozen dataclass, so that equal ones share what is compiled.
 GridFn = Callable[[jax.Array, jax.Array], grids.Grid]
 
 # Bounds of a scale: only that a group of zeros must not divide by zero.

@@ -42,7 +42,8 @@ def calibrate(
     Args:
       model: the world model.
       variables: its variables, not quantized.
-      batches: arguments of ``WorldModel.rollout``: images (B, n, H, W, 3), proprioception (B, n, p), actions (B, n + m, A).
+      batches: arguments of ``WorldModel.rollout``: images (B, n, H, W, 3), proprioception (B, n, p), actions (B, n +
+        m, A).
       statistics: continue from these.
       **samples: ``tokens`` and ``sequences`` of ``observe``.
     """

@@ -35,8 +35,8 @@ class Method(NamedTuple):
 
     Attributes:
       title: for tables and plots.
-      transform: ``(bits, group_size, token_bits, rules) -> transform``; ``token_bits`` are those of activations that are
-        quantized per token (None if they are not), ``rules`` match the kernels.
+      transform: ``(bits, group_size, token_bits, rules) -> transform``; ``token_bits`` are those of activations that
+        are quantized per token (None if they are not), ``rules`` match the kernels.
       statistics: it needs calibration statistics.
       block_inputs: it needs sampled inputs of blocks.
       act_range: what static activation quantizers beside it cover; see ``quant.ActivationSpec``.
@@ -51,7 +51,9 @@ class Method(NamedTuple):
 
 METHODS: Mapping[str, Method] = {
     "rtn": Method("", lambda bits, group, token_bits, rules: quant.rtn(bits, group, rules=rules)),
-    "omse": Method("OMSE", lambda bits, group, token_bits, rules: quant.omse(bits, group, rules=rules), act_range="omse"),
+    "omse": Method(
+        "OMSE", lambda bits, group, token_bits, rules: quant.omse(bits, group, rules=rules), act_range="omse"
+    ),
     "smoothquant": Method(
         "SmoothQuant",
         lambda bits, group, token_bits, rules: quant.chain(

@@ -1,8 +1,8 @@
 """The structure of DINO-WM as quantization sees it: modules, sites, blocks.
 
-A *site* is a Dense of the transformer blocks, named by its module path ('encoder/blocks_0/attn/qkv'): its kernel is quantized
-as a weight, its input as an activation. Everything else stays in floating point (norms, softmax, patch embedding,
-position tables, biases, LayerScale, the proprioception and action encoders).
+A *site* is a Dense of the transformer blocks, named by its module path ('encoder/blocks_0/attn/qkv'): its kernel is
+quantized as a weight, its input as an activation. Everything else stays in floating point (norms, softmax, patch
+embedding, position tables, biases, LayerScale, the proprioception and action encoders).
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def topology(config: WorldModelConfig, released_search: bool = False) -> quant.T
 
     Args:
       config: the model.
-      released_search: AWQ compares outputs of the MLP, evaluated on the input of fc1, instead of the block's. In the predictor,
-        whose MLP begins with the LayerNorm, that applies the LayerNorm twice (a defect of the released code).
+      released_search: AWQ compares outputs of the MLP, evaluated on the input of fc1, instead of the block's. In the
+        predictor, whose MLP begins with the LayerNorm, that applies the LayerNorm twice (a defect of the released
+        code).
     """
     encoder, predictor = config.encoder, config.predictor
     width = config.predictor_dim

@@ -55,7 +55,8 @@ def check_variants(
     ``statistics`` are checked if they are given; what needs them and lacks them is found by ``build_variants``.
 
     Raises:
-      ValueError: a kernel is missing or holds NaN or infinity, or the statistics of a site are missing or do; it is named.
+      ValueError: a kernel is missing or holds NaN or infinity, or the statistics of a site are missing or do; it is
+        named.
     """
     if not specs:
         raise ValueError("there are no variants to build")
@@ -78,9 +79,10 @@ def build_variants(
 ) -> dict[str, PyTree]:
     """All variants in one table, ``{'params': ..., 'quant': ...}`` with a leading axis V on every array.
 
-    Every row has the structure of the model's variables: quantized weights as floats, and a quantizer for every site (off where
-    the variant has none), so one compiled program takes any row. Bits and granularity are data: what is compiled
-    depends on the shapes of kernels and blocks and on group sizes, not on the number of variants or on their bits.
+    Every row has the structure of the model's variables: quantized weights as floats, and a quantizer for every site
+    (off where the variant has none), so one compiled program takes any row. Bits and granularity are data: what is
+    compiled depends on the shapes of kernels and blocks and on group sizes, not on the number of variants or on their
+    bits.
 
     Args:
       config, params: the model, in full precision.
@@ -95,7 +97,8 @@ def build_variants(
         wanting = [spec.text for spec in specs if needs_statistics(spec)]
         if wanting:
             raise ValueError(
-                f"variant '{wanting[0]}' needs calibration statistics (static activations, smoothquant, awq and omniquant do)"
+                f"variant '{wanting[0]}' needs calibration statistics, as static activations, smoothquant, awq and "
+                "omniquant do"
             )
     shape = topology(config)
     finished = functools.cache(functools.partial(_quantized_module, config, params, statistics, shape))
@@ -116,7 +119,12 @@ def build_variants(
 
 
 def _quantized_module(
-    config: WorldModelConfig, params: PyTree, statistics: PyTree | None, shape: quant.Topology, module: str, spec: ModuleSpec
+    config: WorldModelConfig,
+    params: PyTree,
+    statistics: PyTree | None,
+    shape: quant.Topology,
+    module: str,
+    spec: ModuleSpec,
 ) -> tuple[PyTree, PyTree | None]:
     """The parameters of a module with quantized weights, and the statistics of its sites afterwards."""
     own = None if statistics is None else {module: statistics[module]}
@@ -145,7 +153,9 @@ def _ranges(
 
 
 @jax.jit
-def _quantizers(ranges: dict[str, tuple[jax.Array, jax.Array]], bits: jax.Array, per_token: jax.Array) -> dict[str, quant.Quantizer]:
+def _quantizers(
+    ranges: dict[str, tuple[jax.Array, jax.Array]], bits: jax.Array, per_token: jax.Array
+) -> dict[str, quant.Quantizer]:
     """Site -> quantizer, per token or on the range of the site; off for ``NO_BITS``."""
     dynamic = quant.per_token_quantizer(bits)
 
@@ -159,9 +169,10 @@ def _quantizers(ranges: dict[str, tuple[jax.Array, jax.Array]], bits: jax.Array,
 def size_bytes(config: WorldModelConfig, params: PyTree, spec: VariantSpec) -> int:
     """Bytes that a variant takes when its integers are packed.
 
-    Counts, for every quantized kernel, ``bits`` a weight (rounded up to whole bytes) and a float32 scale a group; for every
-    static activation quantizer a float32 scale and zero point; everything else in ``params`` at its own size (leave the decoder out of
-    ``params`` for what planning needs). Round-to-nearest grids are symmetric: their weights have no zero points.
+    Counts, for every quantized kernel, ``bits`` a weight (rounded up to whole bytes) and a float32 scale a group; for
+    every static activation quantizer a float32 scale and zero point; everything else in ``params`` at its own size
+    (leave the decoder out of ``params`` for what planning needs). Round-to-nearest grids are symmetric: their weights
+    have no zero points.
     """
     leaves = paths.named_leaves(params)
     total = sum(leaf.nbytes for leaf in leaves.values())

@@ -12,8 +12,8 @@ from wmq_jax.quantized.structure import MODULES
 
 GRANULARITIES = ("tensor", "token")
 GRAMMAR = (
-    "'fp', or [method:]wB[gG][aB[-tensor|-token]] for both modules ('w4', 'awq:w4g32', 'w8a8-token'), or encoder=<spec>, "
-    "predictor=<spec> or both with a comma between"
+    "'fp', or [method:]wB[gG][aB[-tensor|-token]] for both modules ('w4', 'awq:w4g32', 'w8a8-token'), or "
+    "encoder=<spec>, predictor=<spec> or both with a comma between"
 )
 
 _SPEC = re.compile(
