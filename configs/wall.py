@@ -9,18 +9,43 @@ expect full precision near 99 % after 5 MPC iterations, 4-bit weights near 80 % 
 
 is the protocol of the study (arXiv 2602.02110): 300 samples, 30 elites, 10 steps, 50 episodes; `--config.checkpoint=FOLDER` names
 another model.
+
+    python -m experiments.sweep --config=configs/wall.py:methods
+
+compares the five methods of the study at 3, 4, 6 and 8 bits, with and without groups, with activations in floating point, per tensor
+and per token, and with encoder and predictor apart: 81 variants on the episodes and the planner of 'small', so about seven times its
+time.
 """
 
 import ml_collections
 
-MODES = ("study", "small")
+MODES = ("study", "small", "methods")
 
 # Bit-widths, granularities and modules of the study, by round-to-nearest.
 VARIANTS = "fp w8 w6 w4 w4g32 w3 w8a8-tensor w8a8-token w4a8-token encoder=w4 predictor=w4"
 
+METHODS = ("rtn", "omse", "smoothquant", "awq", "omniquant")
+BITS = (8, 6, 4, 3)
+
+
+def method_variants(group: int = 32) -> str:
+    """The five methods at the study's bits: weights alone, in groups, with activations, and modules apart at 4 bits.
+
+    Args:
+      group: size of the groups. The study's 128 divides no width of the bundled model (64, 96, 256); 32 is the largest that
+        divides them all. Use 128 with a DINO-WM checkpoint.
+    """
+    texts = ["fp"]
+    for method in METHODS:
+        for bits in BITS:
+            texts += [f"{method}:w{bits}", f"{method}:w{bits}g{group}"]
+        texts += [f"{method}:w{w}a{a}-{kind}" for w, a in ((8, 8), (4, 8)) for kind in ("tensor", "token")]
+        texts += [f"{module}={method}:w{bits}" for module in ("encoder", "predictor") for bits in (4, 3)]
+    return " ".join(texts)
+
 
 def get_config(mode: str = "study") -> ml_collections.ConfigDict:
-    """The configuration of a mode: 'study' (the full protocol) or 'small' (minutes on a laptop)."""
+    """The configuration of a mode: 'study' (the full protocol), 'small' (minutes on a laptop) or 'methods' (every method)."""
     if mode not in MODES:
         raise ValueError(f"configs/wall.py has the modes {', '.join(MODES)}, not {mode!r}")
     config = ml_collections.ConfigDict()
@@ -54,7 +79,9 @@ def get_config(mode: str = "study") -> ml_collections.ConfigDict:
     config.engine = dict(tile=0, tiles_per_call=4, devices=0, noise_floor_tile=0)
     config.references = True
     config.pictures = 4
-    if mode == "small":
+    if mode == "methods":
+        config.variants = method_variants()
+    if mode in ("small", "methods"):
         config.episodes.count = 48
         config.planner.update(samples=64, elites=4, steps=8)
     return config

@@ -116,7 +116,7 @@ def test_an_arrow_that_points_up_is_found(path, source):
     [
         ("wmq_jax/quant/grid.py", "import numpy\nfrom wmq_jax.quant.paths import nest\nfrom . import weights"),
         ("wmq_jax/quant/linen.py", "from flax import linen"),
-        ("wmq_jax/quantized.py", "from wmq_jax import quant\nfrom wmq_jax.quant import linen"),
+        ("wmq_jax/quantized/table.py", "from wmq_jax import quant\nfrom wmq_jax.quant import linen"),
         ("experiments/sweep.py", "from absl import app\nfrom wmq_jax import sweep"),
     ],
 )

@@ -33,6 +33,9 @@ TEXTS = (
     "predictor=w4",
     "encoder=w8a6-tensor,predictor=w4g8",
     "w16a8-token",
+    "omse:w4a4-tensor",
+    "smoothquant:w4a8-tensor",
+    "awq:w4g8",
 )
 
 
@@ -70,6 +73,12 @@ def row(table, text):
         ("w32a16", "FP32", "fp"),
         ("w4", "W4", "w4"),
         ("rtn:w4", "W4", "w4"),
+        ("omse:w4a8", "OMSE W4A8 per-tensor", "omse:w4a8-tensor"),
+        (
+            "encoder=AWQ:w4g32,predictor=smoothquant:w8a8-token",
+            "encoder AWQ W4 g32, predictor SmoothQuant W8A8 per-token",
+            "encoder=awq:w4g32,predictor=smoothquant:w8a8-token",
+        ),
         (" W4G32 ", "W4 g32", "w4g32"),
         ("w8a8", "W8A8 per-tensor", "w8a8-tensor"),
         ("w4g32a8-token", "W4A8 g32 per-token", "w4g32a8-token"),
@@ -99,7 +108,7 @@ def test_grammar(text, name, canonical):
         ("w16g32", "a group size or a method needs weight bits below 16"),
         ("w4a16-token", "an activation granularity needs activation bits below 16"),
         ("w8a8-row", "per tensor or token, not per row"),
-        ("magic:w4", "there is no method 'magic'; the methods are rtn"),
+        ("magic:w4", "there is no method 'magic'; the methods are awq, omniquant, omse, rtn, smoothquant"),
         ("decoder=w4", "must name encoder and predictor at most once each"),
         ("encoder=w4,encoder=w8", "must name encoder and predictor at most once each"),
         ("encoder=w4,w8", "must name encoder and predictor at most once each"),
@@ -140,26 +149,24 @@ def test_every_row_is_what_the_transforms_give_alone(world):
     _, params, statistics, table = world
     for text in TEXTS:
         spec, got = parse_variant(text), row(table, text)
-        steps = []
         for module in quantized.MODULES:
-            part, kernels, inputs = (
-                getattr(spec, module),
-                quantized.site_rules(CONFIG, module, "kernel"),
-                quantized.site_rules(CONFIG, module),
-            )
-            dynamic = part.act_granularity == "token" or part.act_bits is None
-            activations = quant.dynamic_activations if dynamic else quant.static_activations
-            steps += [
-                quant.rtn(part.weight_bits, part.group_size, rules=kernels),
-                activations(part.act_bits, rules=inputs),
-            ]
-        alone = quant.quantize(quant.chain(*steps), params, statistics)
-        jax.tree.map(np.testing.assert_array_equal, got["params"], alone["params"])
-        named = paths.named_leaves(alone["quant"])
-        for name, leaf in paths.named_leaves(got["quant"]).items():
-            off = np.asarray(named[f"{name.rpartition('/')[0]}/mode"]) == quant.OFF
-            if name.endswith("/mode") or not off:
-                np.testing.assert_array_equal(leaf, named[name], err_msg=f"{text} {name}")
+            part, kernels = getattr(spec, module), quantized.site_rules(CONFIG, module, "kernel")
+            method = quantized.METHODS[part.method or "rtn"]
+            weights = method.transform(part.weight_bits, part.group_size, part.token_bits, kernels)
+            inputs = quantized.site_rules(CONFIG, module)
+            if part.act_granularity == "tensor":
+                activations = quant.static_activations(part.act_bits, range=method.act_range, rules=inputs)
+            else:
+                activations = quant.dynamic_activations(part.act_bits, rules=inputs)
+            own = {module: params[module]}, {module: statistics[module]}
+            topology = quantized.topology(CONFIG).restricted(module)
+            alone = quant.quantize(quant.chain(weights, activations), *own, topology)
+            jax.tree.map(np.testing.assert_array_equal, got["params"][module], alone["params"][module])
+            named = paths.named_leaves(alone["quant"])
+            for name, leaf in paths.named_leaves({module: got["quant"][module]}).items():
+                off = np.asarray(named[f"{name.rpartition('/')[0]}/mode"]) == quant.OFF
+                if name.endswith("/mode") or not off:
+                    np.testing.assert_array_equal(leaf, named[name], err_msg=f"{text} {name}")
 
 
 def test_full_precision_is_the_model_bit_for_bit(world, rollout):
@@ -239,7 +246,7 @@ def test_statistics_are_ranges_over_all_batches(world):
     assert seen["encoder/blocks_0/attn/qkv"].count == 2 and seen["predictor/layers_0/attn/to_qkv"].count == 4
     for site, part in (("action_encoder/proj", 2), ("proprio_encoder/proj", 1)):
         values = [batch[part] for batch in batches]
-        assert (seen[site].minimum, seen[site].maximum) == (np.min(values), np.max(values))
+        assert seen[site].range() == (np.min(values), np.max(values))
 
 
 def test_gradients_pass_the_rounding_of_activations_on_request(world):
@@ -278,9 +285,7 @@ def test_size(world):
 def test_what_cannot_be_built_is_named(world):
     _, params, statistics, _ = world
     static, weights = [parse_variant("w8a8-tensor")], [parse_variant("w4")]
-    with pytest.raises(
-        ValueError, match="variant 'w8a8-tensor' quantizes activations per tensor and needs calibration"
-    ):
+    with pytest.raises(ValueError, match="variant 'w8a8-tensor' needs calibration statistics"):
         quantized.build_variants(CONFIG, params, static)
     with pytest.raises(ValueError, match="there are no variants"):
         quantized.build_variants(CONFIG, params, [])

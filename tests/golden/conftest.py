@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 
 from tests.golden import tally
+from tests.golden.quantized_network import QuantizedNetwork
 from tests.golden.recorded_models import recorded_world_model
 from tests.golden.tally import REDUCED, golden_folder
 
 # What the reduced copy leaves out, since nothing here compares with it yet. Anything else that is missing is a failure.
-LEFT_OUT = frozenset({"awq.npz", "env_point_maze.npz", "env_pusht.npz", "omniquant.npz", "smoothquant.npz"})
+LEFT_OUT = frozenset({"env_point_maze.npz", "env_pusht.npz"})
 
 
 class Samples(NamedTuple):
@@ -113,6 +114,13 @@ def golden():
 def recorded_model(golden):
     """`recorded_model(image_size, concat_dim=1, decoder=None)`: config and parameters of a recorded world model."""
     return functools.partial(recorded_world_model, golden)
+
+
+@pytest.fixture(scope="session")
+def network(golden, recorded_model):
+    """The recorded quantized network; see `QuantizedNetwork`."""
+    inputs = golden("quant_inputs.npz")
+    return QuantizedNetwork(inputs, *recorded_model(inputs["eval/visual_u8"].shape[-1]))
 
 
 @pytest.fixture

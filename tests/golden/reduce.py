@@ -1,7 +1,7 @@
 """Makes the reduced copy of the recordings that the repository carries: `python -m tests.golden.reduce FOLDER`.
 
 Weights, inputs and small outputs stay whole. Large outputs keep evenly spaced entries; cases of methods that the
-library does not have, and cases that repeat another at a larger size, are dropped. Every test runs on the reduced
+library does not have, and cases that repeat another, are dropped. Every test runs on the reduced
 copy as it does on the full one.
 """
 
@@ -21,6 +21,9 @@ from wmq_jax.io import Module, load_torch
 
 # Entries kept of a tensor that is thinned out.
 ENTRIES = 1000
+
+# Sites of weights, whose scales follow from the weights themselves.
+WEIGHT_SITES = r".*(qkv|proj|fc1|fc2|to_out\.0|net\.[14])/"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +56,26 @@ RULES = {
     "training.npz": Rule(drop="/sum$"),
     "env_wall.npz": Rule(),
     "quant_inputs.npz": Rule(),
-    "quant_weights.npz": Rule(drop="/(omse|awq_[a-z]+|lwc_[a-z0-9_]+)/"),
+    "quant_weights.npz": Rule(
+        drop="^[abd]/.*/(omse|awq_[a-z]+|lwc_[a-z0-9_]+)/|^c/b[68]_.*/(omse|awq_[a-z]+|lwc_[a-z0-9_]+)/|_[42]/"
+    ),
     "quant_acts.npz": Rule(),
-    "quant_model.npz": Rule(drop="^w[^/]*_(omse|ema|percentile)_?[^/]*/"),
+    "quant_model.npz": Rule(
+        drop="^w(3a16|6a6|8a8)[^/]*_omse|^w4a16_omse|^w4a8_omse_layer_(g64|predonly)/|/sens/"
+        f"|^w(3|6|8|4a8)[^/]*/site/{WEIGHT_SITES}"
+    ),
+    "smoothquant.npz": Rule(
+        drop="^alpha0.75/(w|param)|^alpha0.5/w(6a6|4a8|8a8_token)/|/sens/|^fp32/"
+        rf"|/param/.*\.(qkv|to_qkv|fc1|net\.1)\.weight|/site/{WEIGHT_SITES}"
+    ),
+    "awq.npz": Rule(
+        drop="^(encoder|predictor)/b(4_g64|3_g-1|3_g64)/|_order_w4a16/(sens|site)|^released_order|^clip_layer/"
+        "|/block_out_float/|/param/.*(qkv|fc1|net.1|proj).weight"
+    ),
+    "omniquant.npz": Rule(
+        drop="^repaired_w3a16/|^repaired_.*/1/grad0|^repaired_w4a8token/0/(grad0|after1)|/block_out/|/final/|/sens/"
+        f"|^encoder/|/site/{WEIGHT_SITES}|^epochs0_(released|key_fixed_token_wise)|/param/.*(qkv|fc1|net.1).weight"
+    ),
     "cem.npz": Rule(),
     "mpc_wall.npz": Rule(),
 }

@@ -1,4 +1,4 @@
-"""Activation quantizers against quant_acts.npz: min-max over batches, per token, half-way cases, degenerate inputs."""
+"""Activation quantizers against quant_acts.npz: observers over batches, per token, half-way cases, degenerate input."""
 
 import re
 
@@ -9,17 +9,21 @@ import pytest
 
 from wmq_jax.quant import (
     Grid,
+    channel_ranges,
     decode,
+    ema,
     encode,
     fake_quant,
     minmax,
+    omse_range,
     per_token_quantizer,
+    percentile,
     static_quantizer,
 )
 
-OBSERVERS = {"minmax": minmax()}
-# Recorded observers that this library does not have yet.
-LATER = ("ema", "percentile", "omse")
+OBSERVERS = {"minmax": minmax(), "ema": ema(), "percentile": percentile()}
+# Relative bound on what each observes.
+OBSERVED = {"minmax": 0, "ema": 1e-6, "percentile": 1e-4}
 QUANTIZE = jax.jit(fake_quant)
 
 
@@ -34,7 +38,7 @@ def cases(recording, wanted):
     for kind in recording.names("x/"):
         for case in recording.names(f"{kind}/"):
             method, bits = re.fullmatch(r"(\w+)_b(\d+)", case).groups()
-            assert method in (*OBSERVERS, *LATER, "token"), f"nobody accounts for {kind}/{case}"
+            assert method in (*OBSERVERS, "omse", "token"), f"nobody accounts for {kind}/{case}"
             if method in wanted:
                 found.append((kind, f"{kind}/{case}", method, int(bits)))
     assert found
@@ -47,18 +51,47 @@ def test_observed_ranges_and_static_quantizers(recording, compared):
         seen = observer.empty(batches[0])
         for batch, (high, low) in zip(batches, recording[f"{key}/range_trace"], strict=True):
             seen = observer.update(seen, jnp.asarray(batch))
-            assert (seen.maximum, seen.minimum) == (high, low), key
+            np.testing.assert_allclose((seen.maximum, seen.minimum), (high, low), rtol=OBSERVED[method], err_msg=key)
         assert seen.count == len(batches)
         quantizer = static_quantizer(seen.minimum, seen.maximum, bits, include_zero=False)
-        assert quantizer.scale == recording[f"{key}/scale"], key
+        np.testing.assert_allclose(quantizer.scale, recording[f"{key}/scale"], rtol=OBSERVED[method], err_msg=key)
         assert quantizer.zero_point == recording[f"{key}/zero_point"], key
-        wanted = recording[f"{key}/fq_batch1"]
-        np.testing.assert_array_equal(QUANTIZE(batches[1], quantizer), wanted, err_msg=key)
-        compared(wanted.size + 2 * len(batches) + 2)
+        check_steps(QUANTIZE(batches[1], quantizer), recording[f"{key}/fq_batch1"], quantizer, method == "minmax", key)
+        compared(recording[f"{key}/fq_batch1"].size + 2 * len(batches) + 2)
+
+
+def check_steps(got, wanted, quantizer, exact, key):
+    """Equal, or, where a scale differs in its last digits, off by a step in at most one value of a thousand."""
+    if exact:
+        np.testing.assert_array_equal(got, wanted, err_msg=key)
+    steps = np.abs(got - wanted) / quantizer.scale
+    assert (steps > 0.05).mean() <= 1e-3 and steps.max() < 1.05, key
+
+
+def test_the_range_that_rounds_the_last_batch_best(recording, compared):
+    for kind, key, _, bits in cases(recording, ("omse",)):
+        batches = recording[f"x/{kind}"]
+        observer = channel_ranges(tokens=batches[0][..., 0].size, last_call=True)
+        seen = observer.empty(batches[0])
+        *observed, found = recording[f"{key}/range_trace"]
+        for batch, (high, low) in zip(batches, [*observed, (batches.max(), batches.min())], strict=True):
+            seen = observer.update(seen, jnp.asarray(batch))
+            assert seen.range() == (low, high), key
+        weights = (seen.priority > 0).astype(np.float32)
+        low, high = omse_range(*seen.range(), bits, seen.tokens, weights, include_zero=False)
+        np.testing.assert_allclose((high, low), found, rtol=1e-6, err_msg=key)
+        np.testing.assert_allclose(
+            high, (1 - 0.01 * recording[f"{key}/best_step"]) * batches.max(), rtol=1e-6, err_msg=key
+        )
+        quantizer = static_quantizer(low, high, bits, include_zero=False)
+        np.testing.assert_allclose(quantizer.scale, recording[f"{key}/scale"], rtol=1e-6, err_msg=key)
+        assert quantizer.zero_point == recording[f"{key}/zero_point"], key
+        check_steps(QUANTIZE(batches[1], quantizer), recording[f"{key}/fq_batch1"], quantizer, False, key)
+        compared(batches[1].size + 2 * len(batches) + 3)
 
 
 def test_a_range_with_zero_is_the_released_quantizer_where_zero_is_in_range_and_sound_elsewhere(recording, compared):
-    for kind, key, _, bits in cases(recording, OBSERVERS):
+    for kind, key, _, bits in cases(recording, ("minmax",)):
         x = recording[f"x/{kind}"]
         quantizer = static_quantizer(x.min(), x.max(), bits)
         if x.min() <= 0 <= x.max():

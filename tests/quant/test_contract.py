@@ -38,6 +38,13 @@ def _rtn(*spec, independent=(1,)) -> Method:
     return Method(lambda x, bits: quant.fake_quant_weight(x, WeightSpec(bits, *spec)), independent, split)
 
 
+def _searched(grid_fn, *spec) -> Method:
+    def split(x):
+        return jnp.concatenate(quant.to_groups(x, WeightSpec(None, *spec)))
+
+    return Method(lambda x, bits: quant.fake_quant_weight(x, WeightSpec(bits, *spec), grid_fn), (1,), split)
+
+
 def _static(include_zero) -> Method:
     def quantize(x, bits):
         # A fixed range, as calibration gives: what is quantized now does not decide it.
@@ -58,6 +65,9 @@ METHODS = {
     "rtn groups that divide": _rtn(8),
     "rtn groups that do not": _rtn(7),
     "rtn flat groups": _rtn(16, "flat", independent=()),
+    "omse per channel": _searched(quant.omse_grid),
+    "omse groups that do not divide": _searched(quant.omse_grid, 7),
+    "asymmetric groups": _searched(quant.range_grid, 8),
     "static": _static(True),
     "static, range as observed": _static(False),
     "per token": _token(True),

@@ -149,7 +149,7 @@ def test_statistics_are_the_ranges_of_what_was_seen(network, images):
         float((2 * images).max()),
     )
     parts = [quant.calibrate(linen.observe(model), {"params": params}, [(scale * images,)]) for scale in (1, 2)]
-    merged = quant.merge_statistics(quant.minmax(), *parts)
+    merged = quant.merge_statistics(*parts)
     jax.tree.map(np.testing.assert_array_equal, merged, statistics)
     continued = quant.calibrate(linen.observe(model), {"params": params}, [(2 * images,)], parts[0])
     jax.tree.map(np.testing.assert_array_equal, continued, statistics)

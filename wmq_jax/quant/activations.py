@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from wmq_jax.quant import calibration, paths
 from wmq_jax.quant.grid import canonical_bits
+from wmq_jax.quant.omse import omse_range
 from wmq_jax.quant.quantizer import Quantizer, per_token_quantizer, static_quantizer
 from wmq_jax.quant.rules import Rule, match_rules
 from wmq_jax.quant.transform import State, Transform
 
 EVERY_SITE = ".*"
+RANGES = ("observed", "omse")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,24 +29,32 @@ class ActivationSpec:
       bits: 2..15 or none (None, 16, 32); may be traced.
       include_zero: extend ranges to contain 0; False is the released behaviour (see
         ``static_quantizer`` and ``per_token_quantizer``).
+      range: of a static quantizer: 'observed', as the statistic has it (smallest and largest value, their moving
+        average, quantiles: the observer decides), or 'omse', the part of it that rounds the sampled tokens best
+        (``omse_range``; needs ``channel_ranges`` with room for tokens).
     """
 
     bits: int | jax.Array | None
     include_zero: bool = True
+    range: str = "observed"
 
     def __post_init__(self):
         canonical_bits(self.bits)
+        if self.range not in RANGES:
+            raise ValueError(f"range must be one of {', '.join(RANGES)}, not {self.range!r}")
 
 
-def static_activations(bits, include_zero: bool = True, rules: Sequence[Rule] = (EVERY_SITE,)) -> Transform:
+def static_activations(
+    bits, include_zero: bool = True, range: str = "observed", rules: Sequence[Rule] = (EVERY_SITE,)
+) -> Transform:
     """Per-tensor quantizers on the ranges that calibration saw.
 
     Args:
-      bits, include_zero: see ``ActivationSpec``.
+      bits, include_zero, range: see ``ActivationSpec``.
       rules: ordered rules over site names ('encoder/blocks_0/attn/qkv'); their settings are the
         fields of ``ActivationSpec``. Default: every site of the statistics.
     """
-    default = ActivationSpec(bits, include_zero)
+    default = ActivationSpec(bits, include_zero, range)
 
     def chosen(state: State) -> dict[str, tuple[ActivationSpec, Any]]:
         if state.statistics is None:
@@ -54,13 +66,18 @@ def static_activations(bits, include_zero: bool = True, rules: Sequence[Rule] = 
     def check(state: State, topology: Any = None) -> None:
         del topology
         calibration.check_statistics({site: statistic for site, (_, statistic) in chosen(state).items()})
+        for site, (spec, statistic) in chosen(state).items():
+            if spec.range == "omse" and not getattr(statistic, "priority", np.zeros(0)).any():
+                raise ValueError(
+                    f"the statistic of site '{site}' has no tokens; observe with channel_ranges(tokens=...)"
+                )
 
     def apply(state: State, topology: Any = None) -> State:
         del topology
         return _with_quantizers(
             state,
             {
-                site: static_quantizer(seen.minimum, seen.maximum, spec.bits, include_zero=spec.include_zero)
+                site: static_quantizer(*static_range(seen, spec), spec.bits, include_zero=spec.include_zero)
                 for site, (spec, seen) in chosen(state).items()
             },
         )
@@ -101,6 +118,15 @@ def dynamic_activations(
         )
 
     return Transform(check, apply)
+
+
+def static_range(statistic: Any, spec: ActivationSpec) -> tuple[jax.Array, jax.Array]:
+    """The smallest and the largest value that a static quantizer covers at a site with this statistic."""
+    low, high = statistic.range()
+    if spec.range == "observed":
+        return low, high
+    weights = (statistic.priority > 0).astype(jnp.float32)
+    return omse_range(low, high, spec.bits, statistic.tokens, weights, include_zero=spec.include_zero)
 
 
 def kernel_sites(params: Any) -> list[str]:

@@ -1,13 +1,13 @@
 """Calibration: run a function over batches and keep statistics of what passes its sites.
 
-Statistics are a pytree, site path -> ``{'input': statistic}``; they save, load, merge across batches
-and hosts, and mirror the tree of quantizers that is made from them.
+Statistics are a pytree, site path -> ``{'input': statistic}`` and block path -> ``{'block': sequences}``; they save,
+load, merge across batches and hosts, and mirror the tree of quantizers that is made from them.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,9 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmq_jax.quant import paths
-from wmq_jax.quant.observers import Observer, is_statistic
+from wmq_jax.quant.statistics import KINDS, Sequences, is_statistic
 
 PyTree = Any
+
+# Last name of a statistic: of a site's input, of a block's input.
+INPUT = "input"
+BLOCK = "block"
 
 # (variables, statistics or None, *batch) -> statistics
 Observe = Callable[..., PyTree]
@@ -52,16 +56,51 @@ def calibrate(
     return statistics
 
 
-def merge_statistics(observer: Observer, *parts: PyTree) -> PyTree:
+def merge_statistics(*parts: PyTree) -> PyTree:
     """Statistics of several streams (other batches, other hosts) as one."""
-    merge = functools.partial(jax.tree.map, observer.merge, is_leaf=is_statistic)
+    merge = functools.partial(jax.tree.map, lambda a, b: a.merge(b), is_leaf=is_statistic)
     return functools.reduce(merge, parts)
 
 
 def site_statistics(statistics: PyTree) -> dict[str, Any]:
     """Site name -> statistic of its input."""
+    return _ending_in(INPUT, statistics)
+
+
+def block_statistics(statistics: PyTree) -> dict[str, Sequences]:
+    """Block name -> sample of its inputs."""
+    return _ending_in(BLOCK, statistics)
+
+
+def statistics_to_arrays(statistics: PyTree) -> dict[str, np.ndarray]:
+    """Statistics as named arrays, for ``np.savez`` or any other store; ``statistics_from_arrays`` is the inverse."""
     named = paths.named_leaves(statistics, is_leaf=is_statistic)
-    return {name.rpartition("/")[0]: leaf for name, leaf in named.items()}
+    return {
+        f"{name}:{type(statistic).__name__}/{field}": np.asarray(value)
+        for name, statistic in named.items()
+        for field, value in statistic._asdict().items()
+    }
+
+
+def statistics_from_arrays(arrays: Mapping[str, np.ndarray]) -> PyTree:
+    """The statistics that ``statistics_to_arrays`` took apart.
+
+    Raises:
+      ValueError: a name is none that it gives, or a statistic lacks a field.
+    """
+    fields: dict[str, dict[str, np.ndarray]] = {}
+    for key in arrays:
+        statistic, _, field = key.rpartition("/")
+        fields.setdefault(statistic, {})[field] = arrays[key]
+    named = {}
+    for key, values in fields.items():
+        name, _, kind = key.rpartition(":")
+        if kind not in KINDS or set(values) != set(KINDS[kind]._fields):
+            raise ValueError(
+                f"'{key}' with {', '.join(sorted(values))} is no statistic; the kinds are {', '.join(KINDS)}"
+            )
+        named[name] = KINDS[kind](**values)
+    return paths.nest(named)
 
 
 def check_statistics(named: dict[str, Any]) -> None:
@@ -75,3 +114,9 @@ def check_statistics(named: dict[str, Any]) -> None:
             raise ValueError(f"site '{site}' was never called during calibration")
         arrays = {f"{site}/{field}": value for field, value in statistic._asdict().items()}
         paths.check_finite("calibration statistic", arrays)
+
+
+def _ending_in(last: str, statistics: PyTree) -> dict[str, Any]:
+    named = paths.named_leaves(statistics, is_leaf=is_statistic)
+    split = {name.rpartition("/")[::2]: leaf for name, leaf in named.items()}
+    return {owner: leaf for (owner, name), leaf in split.items() if name == last}

@@ -1,7 +1,8 @@
 """Activation quantization and calibration of any Flax Linen model, without editing it.
 
 The input of every Dense, DenseGeneral, Einsum and convolution is intercepted. Its quantizer lives
-in the collection 'quant' at the module's own path, as variable 'input'; statistics live in 'stats'.
+in the collection 'quant' at the module's own path, as variable 'input'; statistics live in 'stats', those of a block's
+input as variable 'block'.
 Collections, not names, keep layers apart, so a scanned stack works too: with
 ``nn.scan(..., variable_axes={'params': 0, 'quant': 0})`` every layer has its own quantizer.
 
@@ -12,19 +13,21 @@ ignores it, and one compiled within it keeps it.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
 
+from wmq_jax.quant.calibration import BLOCK, INPUT
 from wmq_jax.quant.grid import Rounding
-from wmq_jax.quant.observers import Observer, minmax
+from wmq_jax.quant.observers import Observer, minmax, sequences
 from wmq_jax.quant.quantizer import fake_quant
+from wmq_jax.quant.topology import Tap, no_tap
 
 QUANT = "quant"
 STATS = "stats"
-INPUT = "input"
 INTERCEPTED = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvLocal, nn.ConvTranspose)
 
 
@@ -54,12 +57,24 @@ def observe_inputs(observer: Observer) -> Iterator[None]:
     """
 
     def record(module: nn.Module, x):
-        if module.is_mutable_collection(STATS):
-            seen = module.get_variable(STATS, INPUT) if module.has_variable(STATS, INPUT) else observer.empty(x)
-            module.put_variable(STATS, INPUT, observer.update(seen, x))
+        _update(module, INPUT, observer, x)
         return x
 
     with nn.intercept_methods(_on_input(record)):
+        yield
+
+
+@contextlib.contextmanager
+def observe_blocks(observer: Observer, blocks: Iterable[str]) -> Iterator[None]:
+    """Within it, 'stats' gathers the first argument of the calls of the modules at these paths ('encoder/blocks_0')."""
+    chosen = frozenset(tuple(block.split("/")) for block in blocks)
+
+    def intercept(next_function, args, kwargs, context):
+        if context.module.path in chosen and context.method_name == "__call__":
+            _update(context.module, BLOCK, observer, args[0])
+        return next_function(*args, **kwargs)
+
+    with nn.intercept_methods(intercept):
         yield
 
 
@@ -73,24 +88,59 @@ def quantized_apply(model: nn.Module, rounding: Rounding = jnp.round) -> Callabl
     return apply
 
 
-def observe(model: nn.Module, method: str | None = None, observer: Observer | None = None) -> Callable[..., Any]:
+def observe(
+    model: nn.Module,
+    method: str | None = None,
+    observer: Observer | None = None,
+    blocks: Iterable[str] = (),
+    block_observer: Observer | None = None,
+) -> Callable[..., Any]:
     """An ``observe`` function for ``calibrate``: one call of ``model`` on one batch.
 
     Args:
       model: the model; ``variables`` are those of its ``apply``.
       method: the method that batches are arguments of (None: ``__call__``).
-      observer: what to keep (default: ``minmax()``).
+      observer: what to keep of sites (default: ``minmax()``).
+      blocks: paths of the modules whose inputs are sampled whole.
+      block_observer: how (default: ``sequences(32)``).
     """
     observer = minmax() if observer is None else observer
+    block_observer = sequences(32) if block_observer is None else block_observer
 
     def update(variables, statistics, *batch):
         if statistics is not None:
             variables = {**variables, STATS: statistics}
-        with observe_inputs(observer):
+        with observe_inputs(observer), observe_blocks(block_observer, blocks):
             _, updated = model.apply(variables, *batch, method=method, mutable=[STATS])
         return updated[STATS]
 
     return update
+
+
+@dataclasses.dataclass(frozen=True)
+class ModuleApply:
+    """A Flax module as the function of a block or a part: see ``quant.topology.BlockApply``.
+
+    Attributes:
+      module: the block, unbound. Equal modules are equal functions.
+      output: which element of a tuple it returns is the block's output; None if it returns an array.
+    """
+
+    module: nn.Module
+    output: int | None = None
+
+    def __call__(self, params: Any, x: Any, tap: Tap = no_tap) -> Any:
+        """The module's output, each site's input replaced by what ``tap(name, input)`` returns."""
+        with nn.intercept_methods(_on_input(lambda module, x: tap("/".join(module.path), x))):
+            out = self.module.apply({"params": params}, x)
+        return out if self.output is None else out[self.output]
+
+
+def _update(module: nn.Module, name: str, observer: Observer, x: Any) -> None:
+    """Shows ``x`` to the statistic ``name`` of ``module``."""
+    if module.is_mutable_collection(STATS):
+        seen = module.get_variable(STATS, name) if module.has_variable(STATS, name) else observer.empty(x)
+        module.put_variable(STATS, name, observer.update(seen, x))
 
 
 def _on_input(function: Callable[[nn.Module, Any], Any]) -> Callable[..., Any]:

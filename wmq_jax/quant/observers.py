@@ -1,4 +1,4 @@
-"""Observers: what calibration keeps of the values that pass a site."""
+"""Observers: how calibration updates a statistic with one more call of a site."""
 
 from __future__ import annotations
 
@@ -8,60 +8,114 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from wmq_jax.quant.statistics import AverageRange, ChannelRange, Range, Sequences
+
 Statistic = Any
-
-
-class Range(NamedTuple):
-    """Smallest and largest value of a site. All zeros means that nothing was seen.
-
-    Attributes:
-      count: int32, calls seen.
-      minimum, maximum: float32.
-    """
-
-    count: jax.Array
-    minimum: jax.Array
-    maximum: jax.Array
 
 
 class Observer(NamedTuple):
     """A running statistic as pure functions.
 
-    A statistic is a NamedTuple of arrays with a field ``count``; zeros everywhere stand for
-    "nothing seen", so that the state before the first batch follows from shapes alone.
-
     Attributes:
       empty: ``x -> statistic`` of zeros, from the shape and dtype of ``x``.
       update: ``(statistic, x) -> statistic``, with ``x`` seen after everything before.
-      merge: ``(statistic, statistic) -> statistic`` of two streams (batches, hosts).
     """
 
     empty: Callable[[jax.Array], Statistic]
     update: Callable[[Statistic, jax.Array], Statistic]
-    merge: Callable[[Statistic, Statistic], Statistic]
 
 
 def minmax() -> Observer:
     """The running range of a whole tensor, over all calls and batches (exact in any order)."""
 
-    def empty(x):
-        del x
-        return Range(jnp.int32(0), jnp.float32(0), jnp.float32(0))
-
-    def merge(a: Range, b: Range) -> Range:
-        low = jnp.where(b.count == 0, a.minimum, jnp.minimum(a.minimum, b.minimum))
-        high = jnp.where(b.count == 0, a.maximum, jnp.maximum(a.maximum, b.maximum))
-        low = jnp.where(a.count == 0, b.minimum, low)
-        high = jnp.where(a.count == 0, b.maximum, high)
-        return Range(a.count + b.count, low, high)
-
     def update(statistic: Range, x: jax.Array) -> Range:
-        seen = Range(jnp.int32(1), x.min().astype(jnp.float32), x.max().astype(jnp.float32))
-        return merge(statistic, seen)
+        return statistic.merge(Range(jnp.int32(1), *_range(x)))
 
-    return Observer(empty, update, merge)
+    return Observer(lambda x: _nothing(Range), update)
 
 
-def is_statistic(node: Any) -> bool:
-    """Whether ``node`` is a statistic (rather than a container of statistics)."""
-    return isinstance(node, tuple) and hasattr(node, "_fields") and "count" in node._fields
+def ema(rate: float = 0.01) -> Observer:
+    """A moving average of the ranges of calls: the first sets it, then ``m += rate * (call - m)``."""
+    return _averaged(_range, rate)
+
+
+def percentile(share: float = 0.99999, rate: float = 0.01) -> Observer:
+    """A moving average, as of ``ema``, of the quantiles ``1 - share`` and ``share`` of calls.
+
+    Quantiles are over all values of a call, with linear interpolation.
+    """
+
+    def quantiles(x):
+        low, high = jnp.quantile(x.astype(jnp.float32), jnp.array([1 - share, share], jnp.float32))
+        return low, high
+
+    return _averaged(quantiles, rate)
+
+
+def channel_ranges(tokens: int = 0, last_call: bool = False, seed: int = 0) -> Observer:
+    """The range of every channel, and a uniform sample of the tokens seen: what every method here needs of a site.
+
+    Args:
+      tokens: room of the sample; it bounds the memory. 0 keeps ranges only.
+      last_call: keep tokens of the last call alone, as the released OMSE does for activations.
+      seed: of the draws. Streams that are to be merged need different seeds.
+    """
+
+    def empty(x):
+        channels = jnp.zeros(x.shape[-1], jnp.float32)
+        room = jnp.zeros((tokens, x.shape[-1]), jnp.float32)
+        return ChannelRange(jnp.int32(0), channels, channels, room, jnp.zeros(tokens, jnp.float32))
+
+    def update(statistic: ChannelRange, x: jax.Array) -> ChannelRange:
+        rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+        drawn = _draws(seed, statistic.count, rows.shape[0] if tokens else 0)
+        if last_call:
+            statistic = statistic._replace(priority=jnp.zeros_like(statistic.priority))
+        sample = rows if tokens else statistic.tokens
+        return statistic.merge(ChannelRange(jnp.int32(1), rows.min(0), rows.max(0), sample, drawn))
+
+    return Observer(empty, update)
+
+
+def sequences(room: int, seed: int = 0) -> Observer:
+    """A uniform sample of ``room`` elements of the batches that a block was called with.
+
+    Calls may differ in the length of axis 1 (windows of 1, 2, 3 frames): shorter inputs are filled up with zeros at
+    their end, which is exact for blocks in which nothing early sees anything late; see ``Sequences``.
+    """
+
+    def empty(x):
+        nothing = jnp.zeros(room, jnp.float32)
+        return Sequences(jnp.int32(0), jnp.zeros((room, *x.shape[1:]), jnp.float32), nothing.astype(jnp.int32), nothing)
+
+    def update(statistic: Sequences, x: jax.Array) -> Sequences:
+        length = jnp.full(x.shape[0], x.shape[1], jnp.int32)
+        drawn = _draws(seed, statistic.count, x.shape[0])
+        return statistic.merge(Sequences(jnp.int32(1), x.astype(jnp.float32), length, drawn))
+
+    return Observer(empty, update)
+
+
+def _averaged(range_of: Callable[[jax.Array], tuple[jax.Array, jax.Array]], rate: float) -> Observer:
+    """A moving average of what ``range_of`` finds in each call."""
+
+    def update(statistic: AverageRange, x: jax.Array) -> AverageRange:
+        def step(average, found):
+            return jnp.where(statistic.count == 0, found, average + rate * (found - average))
+
+        return AverageRange(statistic.count + 1, *map(step, statistic.range(), range_of(x)))
+
+    return Observer(lambda x: _nothing(AverageRange), update)
+
+
+def _range(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return x.min().astype(jnp.float32), x.max().astype(jnp.float32)
+
+
+def _nothing(kind: type) -> Statistic:
+    return kind(jnp.int32(0), jnp.float32(0), jnp.float32(0))
+
+
+def _draws(seed: int, call: jax.Array, number: int) -> jax.Array:
+    """Priorities in (0, 1] of the items of a call."""
+    return 1 - jax.random.uniform(jax.random.fold_in(jax.random.key(seed), call), (number,))

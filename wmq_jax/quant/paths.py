@@ -39,6 +39,13 @@ def nest(flat: dict[str, Any], base: PyTree = None) -> dict:
     return nested
 
 
+def subtree(tree: PyTree, name: str) -> PyTree:
+    """What nested dictionaries hold at ``name``; all of it for ''."""
+    for key in filter(None, name.split("/")):
+        tree = tree[key]
+    return tree
+
+
 def check_finite(kind: str, named: dict[str, Any]) -> None:
     """Checks on the host that no array holds NaN or infinity.
 

@@ -114,19 +114,30 @@ def fake_quant(x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding = jn
     if x.ndim == 0 or not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"fake_quant takes a floating-point array of at least one axis, not {x.dtype}{list(x.shape)}")
 
-    def apply(grid: grids.Grid) -> jax.Array:
-        codes = grids.encode(_widen(x), grid, quantizer.zero_point_first, rounding)
-        return grids.decode(codes, grid).astype(x.dtype)
-
     def static() -> jax.Array:
-        return apply(grids.Grid(quantizer.scale, quantizer.zero_point, quantizer.qmin, quantizer.qmax))
+        grid = grids.Grid(quantizer.scale, quantizer.zero_point, quantizer.qmin, quantizer.qmax)
+        return _on_grid(x, grid, quantizer, rounding)
 
     def per_token() -> jax.Array:
-        return apply(_token_grid(_widen(x), quantizer))
+        return _on_grid(x, _token_grid(_widen(x), quantizer), quantizer, rounding)
 
     # A switch stays a real branch under lax.map and equals the chosen branch bit for bit, which
     # a chain of selects inside one fused expression does not.
     return jax.lax.switch(quantizer.mode, (lambda: x, static, per_token))
+
+
+def fake_quant_tokens(x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding = jnp.round) -> jax.Array:
+    """``fake_quant`` for a quantizer that is known to be per token or off: a select in place of the switch.
+
+    It costs the work also where the quantizer is off, and compiles several times faster under differentiation.
+    """
+    tokens = _on_grid(x, _token_grid(_widen(x), quantizer), quantizer, rounding)
+    return jnp.where(quantizer.mode == OFF, x, tokens)
+
+
+def _on_grid(x: jax.Array, grid: grids.Grid, quantizer: Quantizer, rounding: grids.Rounding) -> jax.Array:
+    codes = grids.encode(_widen(x), grid, quantizer.zero_point_first, rounding)
+    return grids.decode(codes, grid).astype(x.dtype)
 
 
 def _token_grid(x: jax.Array, quantizer: Quantizer) -> grids.Grid:

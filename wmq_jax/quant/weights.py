@@ -8,7 +8,6 @@ its own.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 
@@ -19,8 +18,14 @@ from wmq_jax.quant import grid as grids
 
 LAYOUTS = ("padded", "flat")
 
-# groups (R, n, g), bits -> a grid whose fields broadcast against the groups.
+# groups (R, n, g), bits -> a grid whose fields broadcast against the groups. It is a static argument of compiled
+# functions: a module's function or a frozen dataclass, so that equal ones share what is compiled.
 GridFn = Callable[[jax.Array, jax.Array], grids.Grid]
+
+# Bounds of a scale: only that a group of zeros must not divide by zero.
+SCALE_LIMITS = (grids.EPSILON, float("inf"))
+# Bounds that most searches of the released code put on a scale.
+RELEASED_SCALE_LIMITS = (1e-5, 1e4)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +112,36 @@ def absmax_grid(groups: jax.Array, bits) -> grids.Grid:
     return grids.Grid(scale, jnp.zeros_like(scale), qmin, qmax)
 
 
+@dataclasses.dataclass(frozen=True)
+class RangeGrid:
+    """A grid function: the asymmetric grid of a group's smallest to its largest value.
+
+    ``s = (max - min) / Q``, ``z = clip(-round(min / s), 0, Q)``, ``Q = 2**bits - 1``.
+
+    Attributes:
+      include_zero: extend every range to contain 0. False is the released behaviour: for a group of one sign z is
+        clipped, and the part of its range beyond ``Q * s`` is lost.
+      narrowest: the smallest range; the released code has 1e-5.
+    """
+
+    include_zero: bool = True
+    narrowest: float = grids.EPSILON
+
+    def __call__(self, groups: jax.Array, bits) -> grids.Grid:
+        """The grids of ``groups`` (R, n, g)."""
+        low, high = groups.min(-1, keepdims=True), groups.max(-1, keepdims=True)
+        if self.include_zero:
+            low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
+        qmin, qmax = grids.unsigned_limits(bits)
+        scale = grids.exact_divide(jnp.maximum(high - low, self.narrowest), qmax)
+        zero_point = jnp.clip(-jnp.round(grids.exact_divide(low, scale)), qmin, qmax)
+        return grids.Grid(scale, zero_point, qmin, qmax)
+
+
+range_grid = RangeGrid()
+released_range_grid = RangeGrid(include_zero=False, narrowest=1e-5)
+
+
 def fake_quant_weight(
     kernel: jax.Array, spec: WeightSpec, grid_fn: GridFn = absmax_grid, rounding: grids.Rounding = jnp.round
 ) -> jax.Array:
@@ -118,13 +153,18 @@ def fake_quant_weight(
     return _fake_quant(kernel, bits, dataclasses.replace(spec, bits=None), grid_fn, rounding)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "grid_fn", "rounding"))
-def _fake_quant(kernel, bits, spec, grid_fn, rounding):
+def round_to_grids(
+    kernel: jax.Array, bits, spec: WeightSpec, grid_fn: GridFn, rounding: grids.Rounding = jnp.round
+) -> jax.Array:
+    """``fake_quant_weight`` inside a function that is compiled already: ``grid_fn`` may close over traced values."""
     groups = to_groups(kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), spec)
     grid = grid_fn(groups, bits)
     quantized = grids.decode(grids.encode(groups, grid, rounding=rounding), grid)
     quantized = from_groups(quantized, kernel.shape, spec).astype(kernel.dtype)
     return jnp.where(grids.is_quantized(bits), quantized, kernel)
+
+
+_fake_quant = jax.jit(round_to_grids, static_argnames=("spec", "grid_fn", "rounding"))
 
 
 def _split_axes(ndim: int, spec: WeightSpec) -> tuple[list[int], list[int]]:

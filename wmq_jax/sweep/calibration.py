@@ -111,6 +111,7 @@ def closed_loop_statistics(
     params: Any,
     manifest: Manifest,
     limits: Mapping[str, int],
+    samples: Mapping[str, int],
 ) -> Any:
-    """Statistics of every site over :func:`planner_rollouts`, as :func:`wmq_jax.quantized.calibrate` returns them."""
-    return calibrate(model, {"params": params}, planner_rollouts(engine, manifest, limits))
+    """Statistics of every site over :func:`planner_rollouts`, with ``samples`` as of :func:`wmq_jax.quantized.calibrate`."""
+    return calibrate(model, {"params": params}, planner_rollouts(engine, manifest, limits), **samples)

@@ -138,6 +138,9 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
         raise ValueError(f"process must be 0..{processes - 1} (of {processes}), not {process}")
     dataset = open_dataset(settings.dataset) if settings.dataset else None
     checkpoint = _load_checkpoint(settings.checkpoint, dataset)
+    if quantized.needs_qkv_bias(settings.variants):
+        config_of_all, params = quantized.with_qkv_bias(checkpoint.config, checkpoint.params)
+        checkpoint = dataclasses.replace(checkpoint, config=config_of_all, params=params)
     model = checkpoint.config
     if dataset is not None:
         _check_dataset(dataset, model)

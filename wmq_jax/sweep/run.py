@@ -42,11 +42,11 @@ def build_engine(sweep: Sweep) -> Engine:
 def _statistics(sweep: Sweep, engine: Engine) -> Any:
     """Activation statistics of the futures that a planner considers, or of real episodes."""
     checkpoint, limits = sweep.checkpoint, sweep.settings.calibration
-    model = WorldModel(checkpoint.config)
+    model, samples = WorldModel(checkpoint.config), quantized.needed_samples(sweep.settings.variants)
     if sweep.settings.calibration_source == "dataset":
         rollouts = dataset_rollouts(sweep.dataset, checkpoint.config, checkpoint.normalizer, limits)
-        return quantized.calibrate(model, {"params": checkpoint.params}, rollouts)
-    return closed_loop_statistics(engine, model, checkpoint.params, sweep.calibration, limits)
+        return quantized.calibrate(model, {"params": checkpoint.params}, rollouts, **samples)
+    return closed_loop_statistics(engine, model, checkpoint.params, sweep.calibration, limits, samples)
 
 
 @dataclasses.dataclass(frozen=True)

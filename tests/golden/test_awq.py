@@ -1,0 +1,177 @@
+"""AWQ against awq.npz: scales, clipping, parameters, block outputs, and whole networks, as released."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.golden.quantized_network import check_outputs, our_name, our_parameter
+from wmq_jax import quant, quantized
+from wmq_jax.quant import paths
+from wmq_jax.quant.awq import search_clip
+from wmq_jax.quant.equalization import rescale
+
+# The search alone, as released: rounding is left to the quantizer of the network.
+RELEASED = dict(
+    layout="flat", scaled=".*fc1", clip_queries_keys=True, search_grid=quant.released_range_grid, rounded=False
+)
+
+
+@pytest.fixture(scope="module")
+def recording(golden):
+    return golden("awq.npz")
+
+
+def released_statistics(recording):
+    """The recorded inputs of the first blocks, as calibration would have sampled them."""
+    samples = {"encoder/blocks_0": recording["encoder/inps"], "predictor/layers_0": recording["predictor/inps"]}
+    named = {}
+    for path, x in samples.items():
+        length = jnp.full(len(x), x.shape[1], jnp.int32)
+        named[f"{path}/block"] = quant.Sequences(jnp.int32(1), jnp.asarray(x), length, jnp.ones(len(x)))
+    return paths.nest(named)
+
+
+def spec_of(setting, scaled=".*fc1"):
+    """'b4_g64' as bits and the released search, with or without scales."""
+    bits, group = (int(n) for n in re.fullmatch(r"b(\d+)_g(-?\d+)", setting).groups())
+    weight = quant.WeightSpec(None, None if group < 0 else group, "flat")
+    released = {key: value for key, value in RELEASED.items() if key not in ("layout", "scaled")}
+    return bits, quant.AWQSpec(weight, scaled, **released)
+
+
+@pytest.fixture(scope="module")
+def stacks(network):
+    """Part -> its blocks."""
+    topology = quantized.topology(network.config, released_search=True)
+    return {part: topology.restricted(part).stacks[0] for part in quantized.MODULES}
+
+
+@pytest.fixture(scope="module")
+def clipped(recording, network, stacks):
+    """(part, setting) -> limits of each block and parameters after clipping, for the recorded scales; computed once.
+
+    An ulp of a scale can change what is clipped: a group that is clipped on both sides has its zero point half way
+    between two codes.
+    """
+
+    @functools.cache
+    def found(part, setting):
+        bits, spec = spec_of(setting, scaled="nothing")
+        x = jnp.asarray(recording[f"{part}/inps"])
+        params, limits = network.params, []
+        for index, (path, block) in enumerate(stacks[part]):
+            (pair,) = (pair for pair in block.pairs if pair.consumers[0].endswith("fc1"))
+            scale = jnp.asarray(recording[f"{part}/{setting}/scale/{index}/value"])
+            scaled = rescale(paths.subtree(params, path), pair, scale)
+            result = quant.awq_block(scaled, x, jnp.ones(x.shape[:2]), bits, block, spec)
+            params, x = paths.nest({path: result.params}, params), result.output
+            limits.append(result.limits)
+        return limits, params
+
+    return found
+
+
+def settings(recording):
+    """(part, setting) of everything recorded for blocks."""
+    return [(p, s) for p in ("encoder", "predictor") for s in recording.names(f"{p}/") if re.match("b\\d", s)]
+
+
+def test_scales_and_losses(recording, network, stacks, compared):
+    for part, setting in settings(recording):
+        bits, spec = spec_of(setting)
+        x = jnp.asarray(recording[f"{part}/inps"])
+        for index, (path, block) in enumerate(stacks[part]):
+            result = quant.awq_block(paths.subtree(network.params, path), x, jnp.ones(x.shape[:2]), bits, block, spec)
+            x = result.output
+            key = f"{part}/{setting}/scale/{index}"
+            ((_, scale),) = result.scales.items()
+            np.testing.assert_allclose(scale, recording[f"{key}/value"], rtol=1e-5, err_msg=key)
+            compared(scale.size)
+            if f"{key}/search_losses_f64" in recording:
+                ((_, losses),) = result.losses.items()
+                np.testing.assert_allclose(losses, recording[f"{key}/search_losses_f64"], rtol=1e-3, err_msg=key)
+                assert np.argmin(losses) == recording[f"{key}/best_step"]
+                compared(losses.size + 1)
+
+
+def test_clipping(recording, clipped, compared):
+    for part, setting in settings(recording):
+        for index, limits in enumerate(clipped(part, setting)[0]):
+            key = f"{part}/{setting}/clip/{index}"
+            for name in recording.names(f"{key}/"):
+                wanted = recording[f"{key}/{name}"]
+                off = ~np.isclose(limits[our_name(name)], wanted, rtol=1e-5)
+                assert off.mean() <= 2e-3, (key, name, off.sum())
+                compared(wanted.size)
+
+
+def test_clipping_of_one_layer(recording, compared):
+    for setting in recording.names("clip_layer/"):
+        if setting == "x":
+            continue
+        x = jnp.asarray(recording["clip_layer/x"])
+        bits, spec = spec_of(setting)
+        kernel = jnp.asarray(recording[f"clip_layer/{setting}/w"].T)
+        limit = search_clip(kernel, x[None], jnp.ones((1, len(x))), bits, spec)
+        np.testing.assert_allclose(limit, recording[f"clip_layer/{setting}/max_val"], rtol=1e-6, err_msg=setting)
+        compared(limit.size)
+
+
+def test_parameters(recording, clipped, close):
+    for part, setting in settings(recording):
+        leaves = paths.named_leaves(clipped(part, setting)[1])
+        key = f"{part}/{setting}/param"
+        for name in {re.sub("/(shape|idx|val|sum|mean_abs)$", "", name) for name in recording.under(f"{key}/")}:
+            ours = np.asarray(leaves[our_parameter(name)])
+            close(
+                ours.T if ours.ndim == 2 else ours,
+                recording.sub(f"{key}/{name}"),
+                rel_l2=1e-5,
+                what=f"{setting} {name}",
+            )
+
+
+def test_block_outputs(recording, network, stacks, clipped, close):
+    for part, setting in settings(recording):
+        params, (bits, spec) = clipped(part, setting)[1], spec_of(setting)
+        kernels = quantized.site_rules(network.config, part, "kernel")
+        transform = quant.rtn(bits, spec.weight.group_size, "flat", rules=kernels)
+        rounded = transform.apply(quant.State(params, {}, None)).params
+        for kind, chosen in {"float": params, f"w{bits}": rounded}.items():
+            x = jnp.asarray(recording[f"{part}/inps"])
+            for index, (path, block) in enumerate(stacks[part]):
+                x = run_block(block, paths.subtree(chosen, path), x)
+                what = f"{part}/{setting}/block_out_{kind}/{index}"
+                if f"{what}/idx" in recording:
+                    close(x, recording.sub(what), rel_l2=1e-5 if kind == "float" else 1e-2, what=what)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def run_block(block, params, x):
+    return block.apply(params, x)
+
+
+def test_whole_network(recording, network, clipped, compared):
+    """The sound order: searched on the float network, quantized afterwards."""
+    params = {**network.params, **{part: clipped(part, "b4_g-1")[1][part] for part in quantized.MODULES}}
+    transform = quant.chain(network.no_quantizers(), quant.rtn(4, rules=network.rules("kernel")))
+    outputs = network.run(quant.quantize(transform, params))
+    check_outputs(recording, "corrected_order_w4a16", outputs, compared)
+
+
+def test_the_transform_searches_block_after_block(recording, network, compared):
+    """The transform's own result is that of the recorded scales but for single levels."""
+    topology = quantized.topology(network.config, released_search=True)
+    state = quant.State(network.params, {}, released_statistics(recording))
+    leaves = paths.named_leaves(quant.awq(4, **RELEASED).apply(state, topology).params)
+    for part in quantized.MODULES:
+        key = f"{part}/b4_g-1/param"
+        for name in {re.sub("/(shape|idx|val|sum|mean_abs)$", "", name) for name in recording.under(f"{key}/")}:
+            wanted, ours = recording.sub(f"{key}/{name}"), np.asarray(leaves[our_parameter(name)])
+            difference = np.linalg.norm(wanted.of(ours.T if ours.ndim == 2 else ours) - wanted.values)
+            assert difference <= 0.02 * np.linalg.norm(wanted.values), name
+            compared(wanted.values.size)

@@ -1,0 +1,196 @@
+"""OmniQuant against omniquant.npz: its released initialisation, whole networks after it, and the repaired training."""
+
+import dataclasses
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.golden.quantized_network import (
+    RELEASED_OBSERVER,
+    check_outputs,
+    our_name,
+    our_parameter,
+    recorded_quantizers,
+    rescaled,
+)
+from tests.golden.tally import REDUCED, golden_folder
+from wmq_jax import quant, quantized
+from wmq_jax.quant import paths
+from wmq_jax.quant.equalization import foldable, smoothing_scale
+from wmq_jax.quant.omniquant import block_loss, initial
+
+ADAM = functools.partial(optax.adamw, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0)
+OPTIMIZER = optax.multi_transform(
+    {"transform": ADAM(5e-3), "clipping": ADAM(1e-2)}, {"transform": "transform", "clipping": "clipping"}
+)
+# Recorded name of what is learned -> where it is here.
+SITES = {"qkv": "attn/to_qkv", "out": "attn/to_out", "fc1": "ff/fc1", "fc2": "ff/fc2"}
+LEARNED = {
+    **{
+        f"{short}_{name}": ("transform", site, name)
+        for short, site in (("a", SITES["qkv"]), ("f", SITES["fc1"]))
+        for name in ("scale", "shift")
+    },
+    **{f"{short}_{name[:2]}": ("clipping", site, name) for short, site in SITES.items() for name in ("upper", "lower")},
+}
+CASES = {"w4a16": (4, 16), "w4a8token": (4, 8), "w3a16": (3, 16)}
+EPOCHS, BATCH = 5, 4
+# Relative bound on losses: where activations are rounded too, single values change codes.
+TOLERANCE = {"w4a16": 1e-3, "w4a8token": 1e-2, "w3a16": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def recording(golden):
+    return golden("omniquant.npz")
+
+
+@pytest.fixture(scope="module")
+def biased(network):
+    """Configuration and parameters with the bias of zeros that the released code adds to the predictor's to_qkv."""
+    return quantized.with_qkv_bias(network.config, network.params)
+
+
+def lookup(learned, name):
+    kind, site, field = LEARNED[name]
+    return np.asarray(learned[kind][site][field])
+
+
+@pytest.fixture(scope="module")
+def trained(recording, biased):
+    """Case -> for each block: inputs, what was learned, losses, outputs; trained on the recorded inputs."""
+    config, params = biased
+    (stack,) = quantized.topology(config).restricted("predictor").stacks
+    maxima = {our_name(name): value for name, value in recording.under("act_scales/").items()}
+    spec = quant.OmniQuantSpec(
+        quant.WeightSpec(None), EPOCHS, BATCH, OPTIMIZER, quant.RELEASED_SCALE_LIMITS, include_zero=False
+    )
+
+    @functools.cache
+    def run(case):
+        bits, act_bits = CASES[case]
+        x = target = jnp.asarray(recording["predictor/inps"])
+        mask, results = jnp.ones(x.shape[:2]), []
+        for path, block in stack:
+            part = paths.subtree(params, path)
+            seen = {pair.consumers[0]: maxima[f"{path}/{pair.consumers[0]}"] for pair in foldable(block)}
+            learned = initial(part, seen, 0.5, block, spec)
+            arguments = (part, learned, x, target, mask, bits, act_bits, block)
+            result = quant.omniquant_block(*arguments, spec)
+            results.append((arguments, result))
+            x, target = result.output, result.target
+        return spec, results
+
+    return run
+
+
+def recorded_or_skipped(recording, key):
+    """Skips what the reduced copy leaves out; the full recordings must have it."""
+    if key not in recording:
+        assert golden_folder() == REDUCED, f"{key} is missing"
+        pytest.skip(f"{key} is left out of the reduced recordings")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_training(recording, trained, case, compared):
+    recorded_or_skipped(recording, f"repaired_{case}/0/losses")
+    _, results = trained(case)
+    for index, (_, result) in enumerate(results):
+        key = f"repaired_{case}/{index}"
+        np.testing.assert_allclose(result.losses, recording[f"{key}/losses"], rtol=TOLERANCE[case], err_msg=key)
+        assert result.losses[-1] < result.losses[1] and result.losses[-2] < result.losses[0], "training lowers the loss"
+        compared(result.losses.size)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_first_step(recording, trained, case, compared):
+    recorded_or_skipped(recording, f"repaired_{case}/0/grad0/a_scale")
+    spec, results = trained(case)
+    (part, learned, x, target_input, mask, bits, act_bits, block), _ = results[0]
+    target = block.apply(part, target_input)
+    first = (part, x[:BATCH], target[:BATCH], mask[:BATCH], bits, act_bits)
+    gradient = jax.jit(jax.grad(block_loss), static_argnums=(7, 8))(learned, *first, block, spec)
+    one = dataclasses.replace(spec, epochs=1)
+    after = quant.omniquant_block(
+        part, learned, x[:BATCH], target_input[:BATCH], mask[:BATCH], bits, act_bits, block, one
+    )
+    for name in LEARNED:
+        recorded = recording[f"repaired_{case}/0/grad0/{name}"].ravel()
+        ours = lookup(gradient, name).ravel()
+        difference = np.linalg.norm(ours - recorded) / np.linalg.norm(recorded)
+        assert difference <= 1e-3, (name, difference)
+        compared(recorded.size)
+        if f"repaired_{case}/0/after1/{name}" in recording:
+            clear = np.abs(recorded) > 1e-2 * np.abs(recorded).max()
+            wanted = recording[f"repaired_{case}/0/after1/{name}"].ravel()
+            np.testing.assert_allclose(
+                lookup(after.learned, name).ravel()[clear], wanted[clear], atol=1e-4, err_msg=name
+            )
+            compared(clear.sum())
+
+
+def cases_without_training(recording):
+    """Recorded case -> whether released names leave the predictor alone, and whether tokens are quantized."""
+    names = [name for name in recording.names() if name.startswith("epochs0_")]
+    assert names
+    return {name: ("released" in name, name.endswith("token_wise")) for name in names}
+
+
+def recorded_scales(recording, case):
+    """Name of a consumer's kernel -> the recorded initial scale of its LayerNorm."""
+    consumers = {"attn_qkv": "attn/qkv", "mlp_fc1": "mlp/fc1", "attn_to_qkv": "attn/to_qkv", "ff_net1": "ff/fc1"}
+    scales = {}
+    for name, value in recording.under(f"{case}/let/").items():
+        path, pair = our_name(name).rsplit("/", 1)
+        if pair.endswith("_smooth_scale"):
+            scales[f"{path}/{consumers[pair.removesuffix('_smooth_scale').split('__')[1]]}/kernel"] = value
+        else:
+            assert not value.any(), "shifts begin at 0"
+    return scales
+
+
+def test_released_initialisation(recording, network, biased, close):
+    """Scales of the recorded maxima; the bias of zeros; where released names do not match, the predictor stays."""
+    config, params = biased
+    seen = {our_name(name): value for name, value in recording.under("act_scales/").items()}
+    for case, (released, tokens) in cases_without_training(recording).items():
+        if tokens:
+            continue
+        scales = recorded_scales(recording, case)
+        for path, block in quantized.topology(config).blocks():
+            part = paths.subtree(params, path)
+            for pair in foldable(block):
+                site = f"{path}/{pair.consumers[0]}"
+                ours = smoothing_scale(part, pair, jnp.asarray(seen[site]), 0.5)
+                if released and path.startswith("predictor"):
+                    ours = jnp.ones_like(ours)
+                close(ours, scales[f"{site}/kernel"], rel_l2=1e-6, what=site)
+        leaves = paths.named_leaves(rescaled(config, params, scales))
+        for name in {re.sub("/(shape|idx|val|sum|mean_abs)$", "", name) for name in recording.under(f"{case}/param/")}:
+            ours = np.asarray(leaves[our_parameter(name)])
+            close(ours.T if ours.ndim == 2 else ours, recording.sub(f"{case}/param/{name}"), rel_l2=1e-6, what=name)
+        for name, recorded in recording.under(f"{case}/added_buffer/").items():
+            close(leaves[our_parameter(name)], recorded, atol=0, what=name)
+
+
+def test_networks_without_training(recording, network, biased, compared):
+    """W4A8 after the released initialisation, by plain min-max on the recorded scales; see test_smoothquant.py."""
+    config, params = biased
+    run = network.runner(config)
+    for case, (_, tokens) in cases_without_training(recording).items():
+        scales = recorded_scales(recording, case.replace("token_wise", "layer_wise"))
+        moved = rescaled(config, params, scales)
+        statistics = network.calibrate(moved, RELEASED_OBSERVER)
+        activations = quant.dynamic_activations if tokens else quant.static_activations
+        transform = quant.chain(
+            network.no_quantizers(),
+            quant.rtn(4, rules=network.rules("kernel")),
+            activations(8, include_zero=False, rules=network.rules()),
+        )
+        variables = quant.quantize(transform, moved, statistics)
+        quantizers = recorded_quantizers(recording, case, variables["quant"], compared)
+        check_outputs(recording, case, run({"params": variables["params"], "quant": quantizers}), compared)

@@ -1,0 +1,259 @@
+"""Methods that look at blocks: what they keep, on a small transformer stated in a few lines."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from wmq_jax import quant
+from wmq_jax.quant import linen, paths
+from wmq_jax.quant.omniquant import OmniQuantSpec, block_loss, initial
+
+WIDTH, HIDDEN = 12, 20
+
+
+class Block(nn.Module):
+    """Pre-norm attention of one head, and an MLP whose ReLU lets scales through."""
+
+    @nn.compact
+    def __call__(self, x):
+        q, k, v = jnp.split(nn.Dense(3 * WIDTH, name="qkv")(nn.LayerNorm(name="norm1")(x)), 3, -1)
+        x = x + nn.Dense(WIDTH, name="proj")(jax.nn.softmax(q @ k.swapaxes(-1, -2) / WIDTH**0.5) @ v)
+        hidden = nn.relu(nn.Dense(HIDDEN, name="fc1")(nn.LayerNorm(name="norm2")(x)))
+        return x + nn.Dense(WIDTH, name="fc2")(hidden)
+
+
+class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        for i in range(2):
+            x = Block(name=f"block_{i}")(x)
+        return x
+
+
+BLOCK = quant.Block(
+    linen.ModuleApply(Block()),
+    ("qkv", "proj", "fc1", "fc2"),
+    (
+        quant.Pair("norm1", ("qkv",)),
+        quant.Pair("qkv", ("proj",), quant.LINEAR, first=2 * WIDTH),
+        quant.Pair("norm2", ("fc1",)),
+        quant.Pair("fc1", ("fc2",), quant.LINEAR),
+    ),
+    queries_keys=(("qkv", 2 * WIDTH),),
+)
+TOPOLOGY = quant.Topology(((("block_0", BLOCK), ("block_1", BLOCK)),))
+ADAM = optax.adamw(5e-3, weight_decay=0)
+
+# Name -> (bits -> transform), weights alone.
+METHODS = {
+    "omse": lambda bits: quant.omse(bits),
+    "omse in groups": lambda bits: quant.omse(bits, 5),
+    "smoothquant": lambda bits: quant.chain(quant.smoothquant(0.5, linear=True), quant.rtn(bits)),
+    "awq": lambda bits: quant.awq(bits),
+    "awq in groups": lambda bits: quant.awq(bits, 6, grid_fn=quant.range_grid),
+    "omniquant": lambda bits: quant.omniquant(bits, epochs=4, optimizer=ADAM),
+    "omniquant without training": lambda bits: quant.omniquant(bits),
+}
+
+
+def inputs(seed, outlier=8.0):
+    x = jax.random.normal(jax.random.key(seed), (16, 5, WIDTH))
+    return x.at[..., 3].multiply(outlier)
+
+
+@pytest.fixture(scope="module")
+def setting():
+    """(params, statistics): weights with outliers, everything a method may ask for."""
+    model, x = Model(), inputs(0)
+    params = jax.jit(model.init)(jax.random.key(1), x)["params"]
+    params = jax.tree.map(lambda leaf: leaf.at[2].multiply(5.0) if leaf.ndim == 2 else leaf + 0.1, params)
+    observe = linen.observe(model, None, quant.channel_ranges(tokens=32), TOPOLOGY.first_blocks(), quant.sequences(16))
+    return params, quant.calibrate(observe, {"params": params}, [(x,), (inputs(2),)])
+
+
+@pytest.fixture(scope="module")
+def forward():
+    return jax.jit(lambda params, x: Model().apply({"params": params}, x))
+
+
+@pytest.fixture(scope="module")
+def quantized(setting):
+    """(method's name, bits) -> state, computed once."""
+    params, statistics = setting
+    done = {}
+
+    def get(name, bits):
+        if (name, bits) not in done:
+            transform, state = METHODS[name](bits), quant.State(params, {}, statistics)
+            transform.check(state, TOPOLOGY)
+            done[name, bits] = transform.apply(state, TOPOLOGY)
+        return done[name, bits]
+
+    return get
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_structure_shapes_and_dtypes_are_kept(setting, quantized, name):
+    describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    state = quantized(name, 4)
+    assert describe(state.params) == describe(setting[0])
+    assert describe(state.statistics) == describe(setting[1])
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_error_falls_as_bits_rise_by_two(setting, quantized, forward, name):
+    x = inputs(3)
+    exact = forward(setting[0], x)
+    errors = [float(((forward(quantized(name, bits).params, x) - exact) ** 2).mean()) for bits in (2, 4, 6, 8)]
+    assert all(finer <= coarser * 1.01 for coarser, finer in zip(errors, errors[1:])), errors
+
+
+@pytest.mark.parametrize("none", [None, 16, 32])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "smoothquant"])
+def test_no_bits_is_the_identity_bit_for_bit(setting, name, none):
+    params, statistics = setting
+    result = quant.quantize(METHODS[name](none), params, statistics, TOPOLOGY)["params"]
+    jax.tree.map(np.testing.assert_array_equal, result, params)
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "omniquant"])
+def test_vmap_over_bits_equals_the_loop(setting, forward, name):
+    """Bit for bit where nothing is searched by a block's output, whose last digits depend on how it is batched."""
+    params, statistics = setting
+    run = jax.jit(lambda bits: METHODS[name](bits).apply(quant.State(params, {}, statistics), TOPOLOGY).params)
+    batched, x = jax.jit(jax.vmap(run))(jnp.array([3, 8])), inputs(3)
+    for index, bits in enumerate((3, 8)):
+        alone, together = run(jnp.int32(bits)), jax.tree.map(lambda leaf: leaf[index], batched)
+        if name.startswith("omse"):
+            jax.tree.map(np.testing.assert_array_equal, together, alone)
+        expected = forward(alone, x)
+        assert jnp.linalg.norm(forward(together, x) - expected) <= 0.05 * jnp.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_smoothing_keeps_the_function_and_moves_the_statistics(setting, forward, linear):
+    params, statistics = setting
+    state = quant.smoothquant(0.7, linear=linear).apply(quant.State(params, {}, statistics), TOPOLOGY)
+    np.testing.assert_allclose(forward(state.params, inputs(3)), forward(params, inputs(3)), rtol=1e-4, atol=1e-4)
+    before = paths.named_leaves(params)
+    changed = {name for name, leaf in paths.named_leaves(state.params).items() if (leaf != before[name]).any()}
+    assert ("block_0/proj/kernel" in changed) == linear and "block_1/norm2/scale" in changed
+    # What calibration sees of the smoothed model is what the statistics were turned into.
+    observe = linen.observe(Model(), None, quant.channel_ranges(tokens=32))
+    again = quant.calibrate(observe, {"params": state.params}, [(inputs(0),), (inputs(2),)])
+    followed = quant.site_statistics(state.statistics)
+    for site, seen in quant.site_statistics(again).items():
+        np.testing.assert_allclose(followed[site].range(), seen.range(), rtol=1e-3, atol=1e-4, err_msg=site)
+
+
+@pytest.mark.parametrize("kind", [quant.NORM, quant.LINEAR])
+def test_rescaling_with_any_scale_and_shift_keeps_the_function(setting, kind):
+    params = setting[0]["block_0"]
+    apply, x = jax.jit(BLOCK.apply), inputs(4)
+    for pair in BLOCK.pairs:
+        if pair.kind != kind:
+            continue
+        rows = params[pair.consumers[0]]["kernel"].shape[0]
+        scale = jax.random.uniform(jax.random.key(5), (rows,), minval=0.3, maxval=4.0)
+        # Only a producer that nothing follows, not even ReLU, can take a shift.
+        shift = jax.random.normal(jax.random.key(6), (rows,)) if kind == quant.NORM else None
+        moved = quant.rescale(params, pair, scale, shift)
+        np.testing.assert_allclose(apply(moved, x), apply(params, x), rtol=1e-4, atol=1e-4)
+
+
+def test_searches_beat_rounding(setting, quantized, forward):
+    params, _ = setting
+    x = inputs(7)
+    exact = forward(params, x)
+    error = lambda params: float(((forward(params, x) - exact) ** 2).mean())
+    assert error(quantized("awq", 3).params) < 0.9 * error(quant.quantize(quant.rtn(3), params)["params"])
+
+
+def test_training_lowers_the_loss_of_the_block(setting):
+    params, statistics = setting
+    spec = OmniQuantSpec(quant.WeightSpec(None), epochs=4, batch=4, optimizer=ADAM)
+    sample = quant.block_statistics(statistics)["block_0"]
+    seen = quant.site_statistics(statistics)
+    maxima = {consumer: seen[f"block_0/{consumer}"].absmax() for consumer in ("qkv", "fc1")}
+    learned = initial(params["block_0"], maxima, 0.5, BLOCK, spec)
+    x, mask = sample.inputs, sample.mask()
+    trained = quant.omniquant_block(params["block_0"], learned, x, x, mask, 3, quant.NO_BITS, BLOCK, spec)
+    losses = np.asarray(trained.losses).reshape(4, 4).mean(1)
+    assert losses[-1] < 0.95 * losses[0]
+    # Rounding is straight-through: gradients reach every scale, shift and clipping factor.
+    gradient = jax.jit(jax.grad(block_loss), static_argnums=(7, 8))(
+        learned, params["block_0"], x, trained.target, mask, 3, 8, BLOCK, spec
+    )
+    for name, leaf in paths.named_leaves(gradient).items():
+        assert jnp.isfinite(leaf).all() and (leaf != 0).any(), name
+
+
+def test_nothing_is_compiled_twice_for_blocks_of_one_shape(setting):
+    params, statistics = setting
+    before = quant.awq_block._cache_size()
+    transform = quant.awq(5, 3)
+    transform.apply(quant.State(params, {}, statistics), TOPOLOGY)
+    quant.awq(7, 3).apply(quant.State(params, {}, statistics), TOPOLOGY)
+    assert quant.awq_block._cache_size() == before + 1
+
+
+def test_statistics_save_load_and_merge(setting, tmp_path):
+    params, statistics = setting
+    np.savez(tmp_path / "statistics.npz", **quant.statistics_to_arrays(statistics))
+    with np.load(tmp_path / "statistics.npz", allow_pickle=False) as arrays:
+        loaded = quant.statistics_from_arrays(arrays)
+    jax.tree.map(np.testing.assert_array_equal, loaded, statistics)
+    assert jax.tree.structure(loaded) == jax.tree.structure(statistics)
+    observe = lambda seed: linen.observe(
+        Model(), None, quant.channel_ranges(32, seed=seed), TOPOLOGY.first_blocks(), quant.sequences(16, seed=seed)
+    )
+    parts = [quant.calibrate(observe(seed), {"params": params}, [(x,)]) for seed, x in ((0, inputs(0)), (1, inputs(2)))]
+    merged = quant.site_statistics(quant.merge_statistics(*parts))
+    for site, seen in quant.site_statistics(statistics).items():
+        assert merged[site].count == seen.count
+        np.testing.assert_array_equal(merged[site].minimum, seen.minimum)
+        np.testing.assert_array_equal(merged[site].maximum, seen.maximum)
+    (sequences,) = quant.block_statistics(quant.merge_statistics(*parts)).values()
+    offered = np.concatenate([inputs(0), inputs(2)])
+    kept = [int(np.flatnonzero((offered == one).all((1, 2)))[0]) for one in np.asarray(sequences.inputs)]
+    assert len(set(kept)) == 16 and min(kept) < 16 <= max(kept), "a sample of both streams without repetition"
+    with pytest.raises(ValueError, match="is no statistic; the kinds are"):
+        quant.statistics_from_arrays({"site/input:Strange/count": np.int32(1)})
+
+
+def test_shorter_sequences_are_filled_up_and_masked():
+    observer = quant.sequences(6)
+    seen = observer.empty(jnp.ones((2, 3, 4)))
+    for length in (3, 5):
+        seen = observer.update(seen, jnp.full((2, length, 4), float(length)))
+    assert seen.inputs.shape == (6, 5, 4)
+    mask = np.asarray(seen.mask())
+    assert sorted(mask.sum(1)) == [0, 0, 3, 3, 5, 5]
+    np.testing.assert_array_equal(np.asarray(seen.inputs).sum((1, 2)), 4 * mask.sum(1) ** 2)
+
+
+def test_what_a_method_lacks_is_named(setting):
+    params, statistics = setting
+    ranges = quant.calibrate(linen.observe(Model()), {"params": params}, [(inputs(0),)])
+    spoiled = jax.tree.map(lambda leaf: leaf, params)
+    spoiled["block_1"]["fc2"]["kernel"] = spoiled["block_1"]["fc2"]["kernel"].at[0, 0].set(jnp.nan)
+    for make in (quant.smoothquant, lambda: quant.awq(4), lambda: quant.omniquant(4)):
+        with pytest.raises(ValueError, match="needs a topology"):
+            quant.quantize(make(), params, statistics)
+        with pytest.raises(ValueError, match="weight 'block_1/fc2/kernel' has 1 NaN"):
+            quant.quantize(make(), spoiled, statistics, TOPOLOGY)
+    with pytest.raises(ValueError, match="needs statistics of the channels of site 'block_0/qkv'"):
+        quant.quantize(quant.smoothquant(), params, ranges, TOPOLOGY)
+    with pytest.raises(ValueError, match="needs sampled inputs of block 'block_0'"):
+        quant.quantize(quant.awq(4), params, ranges, TOPOLOGY)
+    with pytest.raises(ValueError, match="the topology names 'block_2/qkv/kernel', which the parameters lack"):
+        quant.quantize(quant.awq(4), params, statistics, quant.Topology(((("block_2", BLOCK),),)))
+    with pytest.raises(ValueError, match="alpha must be in 0..1, not 2"):
+        quant.smoothquant(2)
+    with pytest.raises(ValueError, match="epochs of 0, or more with an optimizer"):
+        quant.omniquant(4, epochs=3)
+    with pytest.raises(ValueError, match="the statistic of site 'block_0/fc1' has no tokens"):
+        quant.quantize(quant.static_activations(4, range="omse"), params, ranges)

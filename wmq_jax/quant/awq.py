@@ -1,0 +1,253 @@
+"""AWQ: scales that protect the weights that large activations meet, and clipping, both searched (Lin et al. 2024).
+
+Rounding errors matter in proportion to the activations they are multiplied with. Multiplying a row of a kernel by
+s > 1 and dividing its activation by s shrinks that row's relative error; the best exponent of ``s = mean|x|**ratio`` is
+searched for by the error of the block's output. Then every group of weights is clipped where that lowers the error of
+its partial sums.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmq_jax.quant import grid, paths, weights
+from wmq_jax.quant.block_inputs import capture, check_block_inputs, mean_over, sampled_inputs
+from wmq_jax.quant.equalization import check_topology, rescale, rescale_statistics
+from wmq_jax.quant.topology import Block, Pair, Topology
+from wmq_jax.quant.transform import State, Transform
+
+PyTree = Any
+
+_SMALLEST_RATIO = 1e-4
+
+
+@dataclasses.dataclass(frozen=True)
+class AWQSpec:
+    """What a search does; static, so equal ones share what is compiled.
+
+    Attributes:
+      weight: how kernels are quantized; its bits are None, they are data.
+      scaled: regular expression over the first consumer of a pair; pairs that match are scaled. '.*fc1' is the released
+        choice, '.*' every pair, as in the original AWQ.
+      clip: search for clipping at all.
+      clip_queries_keys: clip the outputs that only decide attention weights too, as the released code does; the
+        original AWQ spares them.
+      grid_fn: of the rounding in the end.
+      search_grid: of the rounding inside the searches. The released code searches with an asymmetric grid for weights
+        that are then rounded to a symmetric one.
+      ratios: exponents searched: 0, 1/ratios, ...
+      clips: clipping levels searched, ``1 - k / 20`` of the largest magnitude.
+      tokens: the clipping search looks at about this many.
+      rounded: round in the end; False leaves floats for another transform (pairs without a producer are then skipped).
+    """
+
+    weight: weights.WeightSpec
+    scaled: str = ".*"
+    clip: bool = True
+    clip_queries_keys: bool = False
+    grid_fn: weights.GridFn = weights.absmax_grid
+    search_grid: weights.GridFn = weights.absmax_grid
+    ratios: int = 20
+    clips: int = 10
+    tokens: int = 512
+    rounded: bool = True
+
+    def pairs(self, block: Block) -> tuple[Pair, ...]:
+        """The pairs of a block that are scaled."""
+        chosen = (pair for pair in block.pairs if re.fullmatch(self.scaled, pair.consumers[0]))
+        return tuple(pair for pair in chosen if self.rounded or pair.producer is not None)
+
+
+class AWQBlock(NamedTuple):
+    """What ``awq_block`` found.
+
+    Attributes:
+      params: of the block.
+      output: of the block before anything changed, (n, L, ...): the next block's input.
+      scales: consumer -> (C,), of every pair that was scaled.
+      losses: consumer -> (ratios,), errors of the scale search.
+      limits: site -> (outputs, groups), where weights were clipped.
+    """
+
+    params: PyTree
+    output: jax.Array
+    scales: dict[str, jax.Array]
+    losses: dict[str, jax.Array]
+    limits: dict[str, jax.Array]
+
+
+def awq(
+    bits,
+    group_size: int | None = None,
+    layout: str = "padded",
+    scaled: str = ".*",
+    clip: bool = True,
+    clip_queries_keys: bool = False,
+    grid_fn: weights.GridFn = weights.absmax_grid,
+    search_grid: weights.GridFn | None = None,
+    rounded: bool = True,
+) -> Transform:
+    """Scales, clips and rounds the kernels of every block of the topology.
+
+    Needs a topology and, in the statistics, a sample of the input of each stack's first block
+    (``linen.observe(blocks=...)``); later blocks see what the float blocks before them make of it. Statistics of
+    sites, where there are any, follow the scales.
+
+    The released study scales LayerNorm -> fc1 only (``scaled='.*fc1'``), clips queries and keys too
+    (``clip_queries_keys=True``), searches with ``released_range_grid`` for weights rounded to ``absmax_grid``
+    afterwards, cuts groups from the flattened matrix (``layout='flat'``), compares outputs of the MLP (the topology's
+    ``Pair.part``), and runs after calibration on a quantized network, whose scales are then stale; that order is not
+    offered here.
+
+    Args:
+      bits: 2..15, or None, 16 or 32 for none; may be traced.
+      group_size, layout: see ``weights.WeightSpec``.
+      scaled, clip, clip_queries_keys, grid_fn, search_grid, rounded: see ``AWQSpec``; ``search_grid`` defaults to
+        ``grid_fn``.
+
+    Raises (``check``):
+      ValueError: no topology, no sampled block input, a kernel that is no matrix, NaN or infinity; the site is named.
+    """
+    spec = AWQSpec(
+        weights.WeightSpec(None, group_size, layout),
+        scaled,
+        clip,
+        clip_queries_keys,
+        grid_fn,
+        grid_fn if search_grid is None else search_grid,
+        rounded=rounded,
+    )
+    bits = grid.canonical_bits(bits)
+
+    def check(state: State, topology: Topology | None = None) -> None:
+        check_topology(state, topology, "awq")
+        check_block_inputs(state, topology, "awq")
+
+    def apply(state: State, topology: Topology | None = None) -> State:
+        if isinstance(bits, int) and bits == grid.NO_BITS:
+            return state
+        params, statistics = state.params, state.statistics
+        for stack in topology.stacks:
+            x, mask = sampled_inputs(state.statistics, stack)
+            for path, block in stack:
+                found = awq_block(paths.subtree(params, path), x, mask, bits, block, spec)
+                params, x = paths.nest({path: found.params}, params), found.output
+                for pair in spec.pairs(block):
+                    if pair.producer is not None:
+                        statistics = rescale_statistics(statistics, path, pair, found.scales[pair.consumers[0]])
+        return state._replace(params=params, statistics=statistics)
+
+    return Transform(check, apply)
+
+
+@functools.partial(jax.jit, static_argnames=("block", "spec"))
+def awq_block(params: PyTree, x: jax.Array, mask: jax.Array, bits, block: Block, spec: AWQSpec) -> AWQBlock:
+    """AWQ on one block.
+
+    Args:
+      params: of the block.
+      x: (n, L, ...) inputs of the block.
+      mask: (n, L), 1 where an input counts.
+      bits: 2..15; may be traced.
+      block, spec: static.
+    """
+    output, inputs = capture(block, params, x)
+    scales, losses, beside, limits = {}, {}, {}, {}
+    for pair in spec.pairs(block):
+        name = pair.consumers[0]
+        scales[name], losses[name] = _search_scale(params, x, output, inputs, mask, bits, block, pair, spec)
+        if pair.producer is None:
+            beside |= dict.fromkeys(pair.consumers, scales[name])
+        else:
+            params = rescale(params, pair, scales[name])
+            inputs |= {consumer: inputs[consumer] / scales[name] for consumer in pair.consumers}
+    for site in block.sites:
+        dense = paths.subtree(params, site)
+        # A scale that no producer can take is applied around the rounding of the kernel: Q(W s) / s.
+        scale = beside.get(site, jnp.ones(dense["kernel"].shape[0], jnp.float32))[:, None]
+        kernel = dense["kernel"].astype(jnp.float32) * scale
+        if spec.clip:
+            spared = 0 if spec.clip_queries_keys else dict(block.queries_keys).get(site, 0)
+            limits[site] = search_clip(kernel, inputs[site] / scale[:, 0], mask, bits, spec)
+            limits[site] = limits[site].at[:spared].set(jnp.inf)
+            kernel = _clipped(kernel, limits[site], spec)
+        if spec.rounded:
+            kernel = weights.round_to_grids(kernel, bits, spec.weight, spec.grid_fn)
+        params = paths.nest({f"{site}/kernel": (kernel / scale).astype(dense["kernel"].dtype)}, params)
+    return AWQBlock(params, output, scales, losses, limits)
+
+
+def _search_scale(params, x, output, inputs, mask, bits, block: Block, pair: Pair, spec: AWQSpec):
+    """The scale (C,) of a pair with the smallest error, and the error of every ratio."""
+    if pair.part is not None:
+        seen, path, apply = inputs[pair.consumers[0]], pair.part.path, pair.part.apply
+        target = apply(paths.subtree(params, path), seen)
+    else:
+        seen, path, apply, target = x, "", block.apply, output
+    magnitude = mean_over(mask, jnp.abs(inputs[pair.consumers[0]]))
+
+    def scale_of(ratio):
+        scale = jnp.maximum(magnitude**ratio, _SMALLEST_RATIO)
+        return scale / jnp.sqrt(scale.max() * scale.min())
+
+    def loss_of(ratio):
+        scale = scale_of(ratio)[:, None]
+
+        def rounded(name):
+            kernel = paths.subtree(params, name)["kernel"]
+            scaled = weights.round_to_grids(kernel * scale, bits, spec.weight, spec.search_grid)
+            return (scaled / scale).astype(kernel.dtype)
+
+        changed = paths.nest({f"{name}/kernel": rounded(name) for name in pair.consumers}, params)
+        return mean_over(mask, (apply(paths.subtree(changed, path), seen) - target) ** 2).mean()
+
+    ratios = jnp.arange(spec.ratios) / spec.ratios
+    losses = jax.lax.map(loss_of, ratios)
+    return scale_of(ratios[jnp.argmin(losses)]), losses
+
+
+def search_clip(kernel: jax.Array, x: jax.Array, mask: jax.Array, bits, spec: AWQSpec) -> jax.Array:
+    """The limit (outputs, groups) of every group of a kernel (C, outputs) by the error of its partial sums."""
+    groups_spec = _clip_groups(kernel, spec)
+    groups = weights.to_groups(kernel, groups_spec)
+    tokens = x.reshape(-1, x.shape[-1])
+    chosen = slice(None, None, max(1, len(tokens) // spec.tokens))
+    tokens, counts = tokens[chosen], mask.reshape(-1)[chosen]
+    columns = weights.to_groups(tokens.T, groups_spec)  # (tokens, groups, values of a group)
+    absmax = jnp.abs(groups).max(-1)
+
+    def better(best, level):
+        error, limit = best
+        tried = absmax * level
+        clipped = weights.round_to_grids(_clipped(kernel, tried, spec), bits, spec.weight, spec.search_grid)
+        change = weights.to_groups(clipped, groups_spec) - groups
+        sums = jnp.einsum("tng,rng->trn", columns, change)
+        found = jnp.einsum("t,trn->rn", counts, sums**2)
+        improved = found < error
+        return (jnp.where(improved, found, error), jnp.where(improved, tried, limit)), None
+
+    start = (jnp.full_like(absmax, jnp.inf), absmax)
+    # Rounded once: a group that is clipped on both sides has its zero point half way between two codes.
+    levels = (1 - np.arange(spec.clips) / 20).astype(np.float32)
+    (_, limit), _ = jax.lax.scan(better, start, levels)
+    return limit
+
+
+def _clipped(kernel: jax.Array, limit: jax.Array, spec: AWQSpec) -> jax.Array:
+    groups_spec = _clip_groups(kernel, spec)
+    groups = weights.to_groups(kernel, groups_spec)
+    return weights.from_groups(jnp.clip(groups, -limit[..., None], limit[..., None]), kernel.shape, groups_spec)
+
+
+def _clip_groups(kernel: jax.Array, spec: AWQSpec) -> weights.WeightSpec:
+    """Groups that are clipped together: those of the rounding, or whole rows where flat groups straddle them."""
+    size = spec.weight.group_size
+    straddling = spec.weight.layout == "flat" and size is not None and kernel.shape[0] % size
+    return weights.WeightSpec(None, None if straddling else size)

@@ -1,0 +1,146 @@
+"""Moving scale between a producer and its consumers without changing the function.
+
+Dividing the channels of what a site reads and multiplying the rows of its kernel leaves the product as it was, but
+changes which values have to share a quantization step. SmoothQuant, AWQ and OmniQuant differ in how they choose the
+scale.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wmq_jax.quant import calibration, paths
+from wmq_jax.quant.statistics import ChannelRange
+from wmq_jax.quant.topology import NORM, Block, Pair, Topology
+from wmq_jax.quant.transform import State
+
+PyTree = Any
+
+# A scale below this is taken as this, by all released methods.
+SMALLEST_SCALE = 1e-5
+
+
+def smoothing_scale(params: PyTree, pair: Pair, absmax: jax.Array, alpha: float) -> jax.Array:
+    """SmoothQuant's scale of a pair: ``max|x|**alpha / max|w|**(1 - alpha)`` of every channel.
+
+    Source: Xiao et al. 2023, equation 4.
+
+    Args:
+      params: of the block.
+      pair: whose consumers' kernels (C, ...) give ``max|w|``, over all of them.
+      absmax: (C,) largest magnitude of every channel of the consumers' input.
+      alpha: how much of the difficulty moves from activations to weights, 0..1.
+    """
+    magnitudes = [_magnitude(paths.subtree(params, consumer)["kernel"]) for consumer in pair.consumers]
+    weight = jnp.maximum(jnp.stack(magnitudes).max(0), SMALLEST_SCALE)
+    scale = jnp.maximum(absmax, SMALLEST_SCALE) ** alpha / weight ** (1 - alpha)
+    return jnp.maximum(scale, SMALLEST_SCALE)
+
+
+def rescale(params: PyTree, pair: Pair, scale: jax.Array, shift: jax.Array | None = None) -> PyTree:
+    """The block with ``(x - shift) / scale`` at the input of the pair's consumers, the same function otherwise.
+
+    A LayerNorm takes ``gain / scale`` and ``(bias - shift) / scale``; a Dense producer the same in the channels that
+    feed the consumers. Consumers take ``scale * W`` and, with a shift, ``bias + shift @ W``.
+
+    Args:
+      params: of the block.
+      pair: its producer is not None.
+      scale: (C,) positive.
+      shift: (C,), or None for none. Consumers without a bias get one.
+    """
+    changed = {pair.producer: _divided(paths.subtree(params, pair.producer), pair, scale, shift)}
+    for consumer in pair.consumers:
+        changed[consumer] = _multiplied(paths.subtree(params, consumer), scale, shift)
+    return paths.nest(changed, params)
+
+
+def rescale_statistics(statistics: PyTree, path: str, pair: Pair, scale: jax.Array, shift=0.0) -> PyTree:
+    """Statistics after ``rescale`` of a pair of the block at ``path``; None stays None.
+
+    Raises:
+      ValueError: a consumer's statistic does not know its channels.
+    """
+    if statistics is None:
+        return None
+    seen = calibration.site_statistics(statistics)
+    sites = [site for site in (f"{path}/{consumer}" for consumer in pair.consumers) if site in seen]
+    for site in sites:
+        if not isinstance(seen[site], ChannelRange):
+            raise ValueError(
+                f"the {type(seen[site]).__name__} of site '{site}' cannot follow a re-scaling of channels; observe "
+                f"with channel_ranges(), or calibrate again afterwards and pass no statistics on"
+            )
+    moved = {f"{site}/{calibration.INPUT}": seen[site].rescaled(scale, shift) for site in sites}
+    return paths.nest(moved, statistics)
+
+
+def check_topology(state: State, topology: Topology | None, method: str) -> None:
+    """Checks that there is a topology and that the parameters have what it names.
+
+    Raises:
+      ValueError: there is none, or a name is not there.
+    """
+    if topology is None:
+        raise ValueError(f"{method} needs a topology: quantize(transform, params, statistics, topology)")
+    names = paths.named_leaves(state.params)
+    for path, block in topology.blocks():
+        wanted = [f"{path}/{site}/kernel" for site in block.sites]
+        wanted += [f"{path}/{pair.producer}/{_gain(pair)}" for pair in block.pairs if pair.producer is not None]
+        missing = [name for name in wanted if name not in names]
+        if missing:
+            raise ValueError(f"the topology names '{missing[0]}', which the parameters lack")
+
+
+def channel_statistics(state: State, topology: Topology, pairs, method: str) -> None:
+    """Checks on the host that every consumer of the chosen pairs has a finite statistic of its channels.
+
+    Raises:
+      ValueError: naming the first site that has none.
+    """
+    seen = {} if state.statistics is None else calibration.site_statistics(state.statistics)
+    wanted = [f"{path}/{c}" for path, block in topology.blocks() for pair in pairs(block) for c in pair.consumers]
+    for site in wanted:
+        if not isinstance(seen.get(site), ChannelRange):
+            raise ValueError(
+                f"{method} needs statistics of the channels of site '{site}'; observe with channel_ranges()"
+            )
+    calibration.check_statistics({site: seen[site] for site in wanted})
+
+
+def foldable(block: Block, kinds: tuple[str, ...] = (NORM,)) -> list[Pair]:
+    """The pairs of a block whose producer can be divided, of these kinds."""
+    return [pair for pair in block.pairs if pair.producer is not None and pair.kind in kinds]
+
+
+def _gain(pair: Pair) -> str:
+    return "scale" if pair.kind == NORM else "kernel"
+
+
+def _magnitude(kernel: jax.Array) -> jax.Array:
+    """Largest magnitude of every row of a kernel (C, ...), float32."""
+    return jnp.abs(kernel.astype(jnp.float32)).reshape(kernel.shape[0], -1).max(1)
+
+
+def _divided(producer: dict, pair: Pair, scale: jax.Array, shift: jax.Array | None) -> dict:
+    gain, bias = (None if leaf is None else jnp.asarray(leaf) for leaf in (producer[_gain(pair)], producer.get("bias")))
+    stop = pair.first + scale.shape[0]
+    channels = (..., slice(pair.first, stop))
+    out = {**producer, _gain(pair): gain.at[channels].divide(scale.astype(gain.dtype))}
+    if bias is not None:
+        moved = bias[channels] if shift is None else bias[channels] - shift
+        out["bias"] = bias.at[channels].set((moved / scale).astype(bias.dtype))
+    return out
+
+
+def _multiplied(consumer: dict, scale: jax.Array, shift: jax.Array | None) -> dict:
+    kernel = consumer["kernel"]
+    column = scale.reshape(-1, *(1,) * (kernel.ndim - 1))
+    out = {**consumer, "kernel": (kernel * column).astype(kernel.dtype)}
+    if shift is not None:
+        moved = jnp.tensordot(shift, kernel, 1)
+        out["bias"] = (moved + consumer.get("bias", 0)).astype(kernel.dtype)
+    return out

@@ -1,0 +1,263 @@
+"""OmniQuant: learnable clipping and learnable equivalent transformations, trained block by block (Shao et al. 2024).
+
+Of every block, the ranges of its weights' grids (``lwc_grid``) and a scale and shift for what each LayerNorm gives to
+its consumers (``rescale``) descend the error of the block's output, with straight-through rounding. A block is trained
+on what the quantized blocks before it give, against what the float blocks give.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmq_jax.quant import calibration, paths, weights
+from wmq_jax.quant import grid as grids
+from wmq_jax.quant.block_inputs import check_block_inputs, sampled_inputs
+from wmq_jax.quant.equalization import (
+    SMALLEST_SCALE,
+    channel_statistics,
+    check_topology,
+    foldable,
+    rescale,
+    rescale_statistics,
+    smoothing_scale,
+)
+from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, lwc_grid
+from wmq_jax.quant.quantizer import fake_quant_tokens, per_token_quantizer
+from wmq_jax.quant.topology import Block, Topology
+from wmq_jax.quant.transform import State, Transform
+
+PyTree = Any
+
+TRANSFORM = "transform"
+CLIPPING = "clipping"
+
+
+@dataclasses.dataclass(frozen=True)
+class OmniQuantSpec:
+    """What training does; static, so equal ones share what is compiled.
+
+    Attributes:
+      weight: how kernels are quantized; its bits are None, they are data.
+      epochs: passes over the samples. 0: initial scales, and rounding to ``absmax_grid`` without clipping.
+      batch: samples a step, in order.
+      optimizer: ``init`` and ``update`` as of an optax transformation, over ``{'transform': ..., 'clipping': ...}``.
+      scale_limits, include_zero: of weights' scales and of tokens' ranges; see ``omniquant``.
+    """
+
+    weight: weights.WeightSpec
+    epochs: int = 0
+    batch: int = 4
+    optimizer: Any = None
+    scale_limits: tuple[float, float] = weights.SCALE_LIMITS
+    include_zero: bool = True
+
+
+class OmniQuantBlock(NamedTuple):
+    """What ``omniquant_block`` trained.
+
+    Attributes:
+      params: of the block, quantized.
+      learned: ``{'transform': {consumer: {'scale', 'shift'}}, 'clipping': {site: {'upper', 'lower'}}}``.
+      losses: (steps,), before each step.
+      output, target: of the quantized and of the float block: the next block's inputs.
+    """
+
+    params: PyTree
+    learned: PyTree
+    losses: jax.Array
+    output: jax.Array
+    target: jax.Array
+
+
+def omniquant(
+    bits,
+    group_size: int | None = None,
+    layout: str = "padded",
+    act_bits=None,
+    alpha: float = 0.5,
+    epochs: int = 0,
+    batch: int = 4,
+    optimizer: Any = None,
+    released: bool = False,
+) -> Transform:
+    """Trains and quantizes the kernels of every block of the topology.
+
+    Scales start as SmoothQuant's, shifts at 0, clipping factors at 4. Statistics of sites follow the scales and
+    shifts. A shift needs a bias in the LayerNorm and in its consumers; a pair without is scaled only. (The released
+    code adds a bias of zeros; give the model one to have the shift.)
+
+    Args:
+      bits: 2..15, or None, 16 or 32 for none; may be traced.
+      group_size, layout: see ``weights.WeightSpec``.
+      act_bits: while training, quantize the inputs of sites per token to these bits; none for weights alone.
+      alpha: of the initial scales.
+      epochs: passes over the sampled inputs. 0 is what the released study runs: initial scales, and plain
+        round-to-nearest. Its training fails (temporary weights are None, clipping factors are not registered); what
+        trains here is the repaired definition.
+      batch: samples a step.
+      optimizer: for ``epochs`` above 0: an optax transformation over ``{'transform': ..., 'clipping': ...}``, such as
+        ``optax.multi_transform({'transform': optax.adamw(5e-3, weight_decay=0), 'clipping': optax.adamw(1e-2,
+        weight_decay=0)}, {'transform': 'transform', 'clipping': 'clipping'})``. Pass one object to compile once.
+      released: weights' scales kept in 1e-5..1e4 and tokens' ranges not extended to 0, as in the released quantizers.
+
+    Raises:
+      ValueError: epochs without an optimizer; and from ``check``: no topology, no sampled block input, no statistics of
+        channels, a kernel that is no matrix, NaN or infinity; the site is named.
+    """
+    if epochs < 0 or (epochs and optimizer is None):
+        raise ValueError(f"omniquant takes epochs of 0, or more with an optimizer; got {epochs} and {optimizer}")
+    limits = weights.RELEASED_SCALE_LIMITS if released else weights.SCALE_LIMITS
+    spec = OmniQuantSpec(
+        weights.WeightSpec(None, group_size, layout), epochs, batch, optimizer, limits, include_zero=not released
+    )
+    bits, act_bits = grids.canonical_bits(bits), grids.canonical_bits(act_bits)
+
+    def check(state: State, topology: Topology | None = None) -> None:
+        check_topology(state, topology, "omniquant")
+        channel_statistics(state, topology, foldable, "omniquant")
+        check_block_inputs(state, topology, "omniquant")
+
+    def apply(state: State, topology: Topology | None = None) -> State:
+        if isinstance(bits, int) and bits == grids.NO_BITS:
+            return state
+        params, statistics = state.params, state.statistics
+        sites = calibration.site_statistics(state.statistics)
+        for stack in topology.stacks:
+            x, mask = sampled_inputs(state.statistics, stack)
+            target = x
+            for path, block in stack:
+                maxima = {pair.consumers[0]: sites[f"{path}/{pair.consumers[0]}"].absmax() for pair in foldable(block)}
+                part = paths.subtree(params, path)
+                learned = initial(part, maxima, alpha, block, spec)
+                trained = omniquant_block(part, learned, x, target, mask, bits, act_bits, block, spec)
+                params = paths.nest({path: trained.params}, params)
+                x, target = trained.output, trained.target
+                for pair in foldable(block):
+                    moved = trained.learned[TRANSFORM][pair.consumers[0]]
+                    statistics = rescale_statistics(statistics, path, pair, moved["scale"], moved.get("shift", 0.0))
+        return state._replace(params=params, statistics=statistics)
+
+    return Transform(check, apply)
+
+
+@functools.partial(jax.jit, static_argnames=("block", "spec"))
+def initial(params: PyTree, maxima: dict[str, jax.Array], alpha, block: Block, spec: OmniQuantSpec) -> PyTree:
+    """What is trained, before training: see ``OmniQuantBlock.learned``.
+
+    Args:
+      params: of the block.
+      maxima: first consumer of each LayerNorm's pair -> (C,) largest magnitudes of its input.
+      alpha: of ``smoothing_scale``.
+      block, spec: static.
+    """
+    transform = {}
+    for pair in foldable(block):
+        name = pair.consumers[0]
+        transform[name] = {"scale": smoothing_scale(params, pair, maxima[name], alpha)}
+        if all("bias" in paths.subtree(params, owner) for owner in (pair.producer, *pair.consumers)):
+            transform[name]["shift"] = jnp.zeros_like(transform[name]["scale"])
+    clipping = {}
+    for site in block.sites:
+        rows, groups, _ = weights.group_shape(paths.subtree(params, site)["kernel"].shape, spec.weight)
+        factor = jnp.full((rows, groups, 1), INITIAL_FACTOR)
+        clipping[site] = {"upper": factor, "lower": factor}
+    return {TRANSFORM: transform, CLIPPING: clipping}
+
+
+@functools.partial(jax.jit, static_argnames=("block", "spec"))
+def omniquant_block(
+    params: PyTree,
+    learned: PyTree,
+    x: jax.Array,
+    target_input: jax.Array,
+    mask: jax.Array,
+    bits,
+    act_bits,
+    block: Block,
+    spec: OmniQuantSpec,
+) -> OmniQuantBlock:
+    """OmniQuant on one block.
+
+    Args:
+      params: of the float block.
+      learned: of ``initial``.
+      x, target_input: (n, L, ...) what the quantized and the float blocks before this one give.
+      mask: (n, L), 1 where an input counts.
+      bits, act_bits: 2..15, act_bits also ``NO_BITS``; may be traced.
+      block, spec: static.
+    """
+    target = block.apply(params, target_input)
+    losses = jnp.zeros(0)
+    if spec.epochs:
+        learned, losses = _train(params, learned, x, target, mask, bits, act_bits, block, spec)
+    quantized = transformed(params, learned, bits, block, spec, jnp.round)
+    output = block.apply(quantized, x, _quantize_inputs(act_bits, spec, jnp.round))
+    return OmniQuantBlock(quantized, learned, losses, output, target)
+
+
+def block_loss(learned, params, x, target, mask, bits, act_bits, block: Block, spec: OmniQuantSpec) -> jax.Array:
+    """Mean squared error of the quantized block, with straight-through rounding."""
+    rounding = grids.straight_through_round
+    quantized = transformed(params, learned, bits, block, spec, rounding)
+    output = block.apply(quantized, x, _quantize_inputs(act_bits, spec, rounding))
+    weight = mask.reshape(mask.shape + (1,) * (output.ndim - mask.ndim))
+    values = mask.sum() * (output.size // mask.size)
+    return (weight * (output - target) ** 2).sum() / jnp.maximum(values, 1)
+
+
+def transformed(params: PyTree, learned: PyTree, bits, block: Block, spec: OmniQuantSpec, rounding) -> PyTree:
+    """The block re-scaled, shifted, clipped and rounded by what was learned."""
+    for pair in foldable(block):
+        moved = learned[TRANSFORM][pair.consumers[0]]
+        params = rescale(params, pair, moved["scale"], moved.get("shift"))
+    for site in block.sites:
+        factors = learned[CLIPPING][site]
+
+        def grid_fn(groups, bits):
+            if not spec.epochs:
+                return weights.absmax_grid(groups, bits)
+            return lwc_grid(groups, bits, factors["upper"], factors["lower"], scale_limits=spec.scale_limits)
+
+        kernel = weights.round_to_grids(paths.subtree(params, site)["kernel"], bits, spec.weight, grid_fn, rounding)
+        params = paths.nest({f"{site}/kernel": kernel}, params)
+    return params
+
+
+def _train(params, learned, x, target, mask, bits, act_bits, block: Block, spec: OmniQuantSpec):
+    """What was learned after all epochs, and the loss before each step."""
+    samples = len(x)
+    batches = -(-samples // spec.batch)
+    # The last batch may be short: sample 0 fills it up and does not count.
+    order = np.concatenate([np.arange(samples), np.zeros(batches * spec.batch - samples, int)]).reshape(batches, -1)
+    counts = (np.arange(batches * spec.batch) < samples).astype(np.float32).reshape(batches, -1)
+
+    def step(carry, batch):
+        learned, state = carry
+        chosen, count = batch
+        transform = {
+            name: {**moved, "scale": jnp.maximum(moved["scale"], SMALLEST_SCALE)}
+            for name, moved in learned[TRANSFORM].items()
+        }
+        learned = {**learned, TRANSFORM: transform}
+        counted = mask[chosen] * count[:, None]
+        loss, gradient = jax.value_and_grad(block_loss)(
+            learned, params, x[chosen], target[chosen], counted, bits, act_bits, block, spec
+        )
+        updates, state = spec.optimizer.update(gradient, state, learned)
+        return (jax.tree.map(jnp.add, learned, updates), state), loss
+
+    schedule = (np.tile(order, (spec.epochs, 1)), np.tile(counts, (spec.epochs, 1)))
+    (learned, _), losses = jax.lax.scan(step, (learned, spec.optimizer.init(learned)), schedule)
+    return learned, losses
+
+
+def _quantize_inputs(act_bits, spec: OmniQuantSpec, rounding):
+    """A tap that quantizes per token; ``NO_BITS`` leaves inputs as they are."""
+    quantizer = per_token_quantizer(act_bits, include_zero=spec.include_zero)
+    return lambda name, x: fake_quant_tokens(x, quantizer, rounding)

@@ -1,0 +1,57 @@
+"""Transforms that quantize kernels one at a time, each on the grids of its own groups."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from wmq_jax.quant import paths, weights
+from wmq_jax.quant.rules import Rule, match_rules
+from wmq_jax.quant.transform import State, Transform
+
+KERNELS = "(.*/)?kernel"
+
+
+def per_kernel(default: weights.WeightSpec, grid_fn: weights.GridFn, rules: Sequence[Rule] = (KERNELS,)) -> Transform:
+    """Replaces every kernel that the rules choose by its values on the grids of ``grid_fn``.
+
+    Args:
+      default: settings of a rule that states none.
+      grid_fn: ``(groups, bits) -> Grid``, hashable (see ``weights.GridFn``).
+      rules: ordered rules over the names of parameters ('encoder/blocks_0/attn/qkv/kernel');
+        their settings are the fields of ``WeightSpec``. Default: every leaf called 'kernel'.
+    """
+
+    def specs(params) -> dict[str, weights.WeightSpec]:
+        matched = match_rules(rules, paths.named_leaves(params), default)
+        return {name: spec for name, spec in matched.items() if spec is not None}
+
+    def check(state: State, topology: Any = None) -> None:
+        del topology
+        leaves = paths.named_leaves(state.params)
+        chosen = specs(state.params)
+        for name, spec in chosen.items():
+            if not jnp.issubdtype(jnp.result_type(leaves[name]), jnp.floating):
+                raise ValueError(f"weight '{name}' is {jnp.result_type(leaves[name])}, not floating point")
+            _check_groups(name, leaves[name], spec)
+        paths.check_finite("weight", {name: leaves[name] for name in chosen})
+
+    def apply(state: State, topology: Any = None) -> State:
+        del topology
+        chosen = specs(state.params)
+
+        def quantize(name, leaf):
+            return weights.fake_quant_weight(leaf, chosen[name], grid_fn) if name in chosen else leaf
+
+        return state._replace(params=paths.map_named(quantize, state.params))
+
+    return Transform(check, apply)
+
+
+def _check_groups(name: str, leaf, spec: weights.WeightSpec) -> None:
+    try:
+        weights.group_shape(leaf.shape, spec)
+    except ValueError as error:
+        raise ValueError(f"weight '{name}': {error}") from None

@@ -1,0 +1,71 @@
+"""SmoothQuant: outliers of activations move into the weights, where they are easier to quantize (Xiao et al. 2023)."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+
+from wmq_jax.quant import calibration, paths
+from wmq_jax.quant.equalization import (
+    channel_statistics,
+    check_topology,
+    foldable,
+    rescale,
+    rescale_statistics,
+    smoothing_scale,
+)
+from wmq_jax.quant.topology import LINEAR, NORM, Pair, Topology
+from wmq_jax.quant.transform import State, Transform
+
+
+def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
+    """Moves ``s = max|x|**alpha / max|w|**(1 - alpha)`` of every channel from activations into weights.
+
+    It quantizes nothing: compose it with what does, ``chain(smoothquant(0.5), rtn(8), static_activations(8))``. The
+    function of the float model stays; statistics follow. The released code does the same for LayerNorm -> Dense, with
+    alpha 0.5.
+
+    Args:
+      alpha: 0 leaves activations as they are where weights are flat, 1 makes them flat.
+      linear: treat pairs of two Dense layers too, where the topology states that this is exact.
+
+    Needs a topology and statistics of ``channel_ranges``. ValueError from ``check`` if a site has none.
+    """
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"alpha must be in 0..1, not {alpha}")
+    kinds = (NORM, LINEAR) if linear else (NORM,)
+
+    def check(state: State, topology: Topology | None = None) -> None:
+        check_topology(state, topology, "smoothquant")
+        channel_statistics(state, topology, lambda block: foldable(block, kinds), "smoothquant")
+        chosen = [f"{path}/{site}" for path, block in topology.blocks() for site in block.sites]
+        kernels = {
+            name: leaf for name, leaf in paths.named_leaves(state.params).items() if name.rpartition("/")[0] in chosen
+        }
+        paths.check_finite("weight", kernels)
+
+    def apply(state: State, topology: Topology | None = None) -> State:
+        seen = calibration.site_statistics(state.statistics)
+        params, statistics = state.params, state.statistics
+        for path, block in topology.blocks():
+            pairs = tuple(foldable(block, kinds))
+            maxima = [seen[f"{path}/{pair.consumers[0]}"].absmax() for pair in pairs]
+            block_params, scales = _smooth(paths.subtree(params, path), maxima, alpha, pairs)
+            params = paths.nest({path: block_params}, params)
+            for pair, scale in zip(pairs, scales):
+                statistics = rescale_statistics(statistics, path, pair, scale)
+        return state._replace(params=params, statistics=statistics)
+
+    return Transform(check, apply)
+
+
+@functools.partial(jax.jit, static_argnames="pairs")
+def _smooth(params: Any, maxima: list[jax.Array], alpha: float, pairs: tuple[Pair, ...]) -> tuple[Any, list[jax.Array]]:
+    """A block's parameters after smoothing its pairs one after the other, and their scales."""
+    scales = []
+    for pair, absmax in zip(pairs, maxima):
+        scales.append(smoothing_scale(params, pair, absmax, alpha))
+        params = rescale(params, pair, scales[-1])
+    return params, scales

@@ -1,0 +1,109 @@
+"""What methods that look at more than one site need to know of a model: its blocks, and what feeds what inside them.
+
+A user states it in a few lines; ``wmq_jax.quantized.topology`` is that of DINO-WM, and ``linen.ModuleApply`` makes a
+block's function of a Flax module. Names inside a block are relative to it, so that blocks of one shape have equal
+descriptions and share what is compiled for them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+PyTree = Any
+
+# Called at every site of a block with its relative name and its input; the model goes on with what it returns.
+Tap = Callable[[str, jax.Array], jax.Array]
+# (parameters of the block, input (B, L, ...), tap) -> output. Pure, and hashable by value: it is a static argument.
+# Without a tap nothing is replaced.
+BlockApply = Callable[..., jax.Array]
+
+NORM = "norm"
+LINEAR = "linear"
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A module inside a block, as a function of one of its sites' input.
+
+    Attributes:
+      path: of its parameters in the block; '' for the whole block.
+      apply: ``(its parameters, x, tap) -> output``.
+    """
+
+    path: str
+    apply: BlockApply
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """A producer whose channels may be divided by what its consumers' input rows are multiplied with.
+
+    Attributes:
+      producer: name of a LayerNorm ('norm1'; parameters 'scale' and 'bias'), or of a Dense ('attn/qkv') if what lies
+        between is positively homogeneous in every channel (nothing, ReLU, attention's weighted mean of values). None:
+        nothing can be divided, and the scale stays beside the consumers' kernels.
+      consumers: names of all sites that read the producer's output, and nothing else does.
+      kind: 'norm' or 'linear', what the producer is.
+      first: the producer's channel that feeds the consumers' channel 0 (values come last in a fused qkv).
+      part: what a search compares instead of the block's output; see ``awq``.
+    """
+
+    producer: str | None
+    consumers: tuple[str, ...]
+    kind: str = NORM
+    first: int = 0
+    part: Part | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One block, without its place in the model.
+
+    Attributes:
+      apply: its function.
+      sites: names of its sites in the order in which they run.
+      pairs: in the order in which they are to be treated.
+      queries_keys: (site, number of outputs): the first outputs of a site that only decide attention weights.
+    """
+
+    apply: BlockApply
+    sites: tuple[str, ...]
+    pairs: tuple[Pair, ...] = ()
+    queries_keys: tuple[tuple[str, int], ...] = ()
+
+
+# Blocks that run one after the other, each on the output of the one before: (path, block).
+Stack = tuple[tuple[str, Block], ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """The stacks of blocks of a model.
+
+    Attributes:
+      stacks: in the order in which they run. Calibration samples the input of each one's first block.
+    """
+
+    stacks: tuple[Stack, ...]
+
+    def blocks(self) -> list[tuple[str, Block]]:
+        """All blocks with their paths."""
+        return [entry for stack in self.stacks for entry in stack]
+
+    def first_blocks(self) -> list[str]:
+        """Paths of the blocks whose inputs calibration samples."""
+        return [stack[0][0] for stack in self.stacks if stack]
+
+    def restricted(self, prefix: str) -> Topology:
+        """The stacks whose first block lies under ``prefix``."""
+        return Topology(tuple(stack for stack in self.stacks if stack and stack[0][0].startswith(f"{prefix}/")))
+
+
+def no_tap(name: str, x: jax.Array) -> jax.Array:
+    """The tap that changes nothing."""
+    del name
+    return x

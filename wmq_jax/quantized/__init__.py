@@ -1,0 +1,36 @@
+"""Where quantization meets DINO-WM: its sites and blocks, variants by name, the stacked table of variants."""
+
+from wmq_jax.quantized.application import calibrate, observe, quantized_apply
+from wmq_jax.quantized.methods import METHODS
+from wmq_jax.quantized.structure import MODULES, site_rules, sites, topology, with_qkv_bias
+from wmq_jax.quantized.table import (
+    build_variants,
+    check_variants,
+    needed_samples,
+    needs_qkv_bias,
+    needs_statistics,
+    size_bytes,
+)
+from wmq_jax.quantized.variants import GRANULARITIES, ModuleSpec, VariantSpec, parse_variant
+
+__all__ = [
+    "GRANULARITIES",
+    "METHODS",
+    "MODULES",
+    "ModuleSpec",
+    "VariantSpec",
+    "build_variants",
+    "calibrate",
+    "check_variants",
+    "needed_samples",
+    "needs_qkv_bias",
+    "needs_statistics",
+    "observe",
+    "parse_variant",
+    "quantized_apply",
+    "site_rules",
+    "sites",
+    "size_bytes",
+    "topology",
+    "with_qkv_bias",
+]

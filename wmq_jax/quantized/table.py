@@ -1,0 +1,188 @@
+"""Many variants of a model in one stacked table, which one compiled program plans with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmq_jax import quant
+from wmq_jax.models import WorldModelConfig
+from wmq_jax.quant import paths
+from wmq_jax.quantized.application import SEQUENCES, TOKENS
+from wmq_jax.quantized.methods import METHODS, Method
+from wmq_jax.quantized.structure import MODULES, site_rules, sites, topology
+from wmq_jax.quantized.variants import ModuleSpec, VariantSpec
+
+PyTree = Any
+
+
+def needs_statistics(spec: VariantSpec) -> bool:
+    """Whether a variant needs calibration: static activation quantizers do, and some methods."""
+    static = any(getattr(spec, module).act_granularity == "tensor" for module in MODULES)
+    return static or any(method.statistics for _, method in _methods(spec))
+
+
+def needed_samples(specs: Sequence[VariantSpec]) -> dict[str, int]:
+    """Arguments of ``observe`` that collect no more than these variants need."""
+    methods = [(method, getattr(spec, module)) for spec in specs for module, method in _methods(spec)]
+    tokens = any(method.act_range == "omse" and part.act_granularity == "tensor" for method, part in methods)
+    return {
+        "tokens": TOKENS if tokens else 0,
+        "sequences": SEQUENCES if any(method.block_inputs for method, _ in methods) else 0,
+    }
+
+
+def needs_qkv_bias(specs: Sequence[VariantSpec]) -> bool:
+    """Whether a variant has a shift that only a bias of the predictor's to_qkv can take; see ``with_qkv_bias``."""
+    return any(spec.predictor.method == "omniquant" for spec in specs)
+
+
+def _methods(spec: VariantSpec) -> list[tuple[str, Method]]:
+    """(module, its method) of the modules whose weights are quantized."""
+    return [(module, METHODS[method]) for module in MODULES if (method := getattr(spec, module).method)]
+
+
+def check_variants(
+    config: WorldModelConfig, params: PyTree, specs: Sequence[VariantSpec], statistics: PyTree | None = None
+) -> None:
+    """Checks on the host that the variants can be built.
+
+    ``statistics`` are checked if they are given; what needs them and lacks them is found by ``build_variants``.
+
+    Raises:
+      ValueError: a kernel is missing or holds NaN or infinity, or the statistics of a site are missing or do; it is
+        named.
+    """
+    if not specs:
+        raise ValueError("there are no variants to build")
+    leaves = paths.named_leaves(params)
+    names = [site for module in MODULES for site in sites(config)[module]]
+    missing = [site for site in names if f"{site}/kernel" not in leaves]
+    if missing:
+        raise ValueError(f"the parameters lack '{missing[0]}/kernel', which this model configuration has")
+    paths.check_finite("weight", leaves)
+    if statistics is not None:
+        seen = quant.site_statistics(statistics)
+        unseen = [site for site in names if site not in seen]
+        if unseen:
+            raise ValueError(f"the calibration statistics lack site '{unseen[0]}'")
+        quant.check_statistics({site: seen[site] for site in names})
+
+
+def build_variants(
+    config: WorldModelConfig, params: PyTree, specs: Sequence[VariantSpec], statistics: PyTree | None = None
+) -> dict[str, PyTree]:
+    """All variants in one table, ``{'params': ..., 'quant': ...}`` with a leading axis V on every array.
+
+    Every row has the structure of the model's variables: quantized weights as floats, and a quantizer for every site
+    (off where the variant has none), so one compiled program takes any row. Bits and granularity are data: what is
+    compiled depends on the shapes of kernels and blocks and on group sizes, not on the number of variants or on their
+    bits.
+
+    Args:
+      config, params: the model, in full precision.
+      specs: V variants.
+      statistics: of ``calibrate``; needed by static activation quantizers.
+
+    Raises:
+      ValueError: as ``check_variants``; or statistics are needed and None.
+    """
+    check_variants(config, params, specs, statistics)
+    if statistics is None:
+        wanting = [spec.text for spec in specs if needs_statistics(spec)]
+        if wanting:
+            raise ValueError(
+                f"variant '{wanting[0]}' needs calibration statistics, as static activations, smoothquant, awq and "
+                "omniquant do"
+            )
+    shape = topology(config)
+    finished = functools.cache(functools.partial(_quantized_module, config, params, statistics, shape))
+
+    def row(spec: VariantSpec) -> dict[str, PyTree]:
+        parts, quantizers = {}, {}
+        for module in MODULES:
+            part: ModuleSpec = getattr(spec, module)
+            parts[module], seen = finished(module, part.weights_only())
+            per_token = part.act_granularity == "token"
+            bits = quant.NO_BITS if part.act_bits is None else part.act_bits
+            quantizers |= _quantizers(_ranges(config, module, part, seen), jnp.int32(bits), per_token)
+        quant_tree = paths.nest({f"{site}/input": quantizer for site, quantizer in quantizers.items()})
+        return {"params": {**params, **parts}, "quant": quant_tree}
+
+    # Stacked on the host: what is compiled here must not depend on the number of variants.
+    return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *map(row, specs)))
+
+
+def _quantized_module(
+    config: WorldModelConfig,
+    params: PyTree,
+    statistics: PyTree | None,
+    shape: quant.Topology,
+    module: str,
+    spec: ModuleSpec,
+) -> tuple[PyTree, PyTree | None]:
+    """The parameters of a module with quantized weights, and the statistics of its sites afterwards."""
+    own = None if statistics is None else {module: statistics[module]}
+    if spec.method is None:
+        return params[module], own
+    state = quant.State({module: params[module]}, {}, own)
+    transform = METHODS[spec.method].transform(
+        spec.weight_bits, spec.group_size, spec.token_bits, site_rules(config, module, "kernel")
+    )
+    part = shape.restricted(module)
+    transform.check(state, part)
+    state = transform.apply(state, part)
+    return state.params[module], state.statistics
+
+
+def _ranges(
+    config: WorldModelConfig, module: str, spec: ModuleSpec, statistics: PyTree | None
+) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Site -> the range that a static quantizer covers; zeros, which only give shapes, where nothing was observed."""
+    if statistics is None:
+        return dict.fromkeys(sites(config)[module], (np.float32(0), np.float32(0)))
+    seen = quant.site_statistics(statistics)
+    wanted = METHODS[spec.method].act_range if spec.method and spec.act_granularity == "tensor" else "observed"
+    activation = quant.ActivationSpec(spec.act_bits, range=wanted)
+    return {site: quant.static_range(seen[site], activation) for site in sites(config)[module]}
+
+
+@jax.jit
+def _quantizers(
+    ranges: dict[str, tuple[jax.Array, jax.Array]], bits: jax.Array, per_token: jax.Array
+) -> dict[str, quant.Quantizer]:
+    """Site -> quantizer, per token or on the range of the site; off for ``NO_BITS``."""
+    dynamic = quant.per_token_quantizer(bits)
+
+    def choose(seen: tuple[jax.Array, jax.Array]) -> quant.Quantizer:
+        static = quant.static_quantizer(*seen, bits)
+        return jax.tree.map(functools.partial(jnp.where, per_token), dynamic, static)
+
+    return {site: choose(seen) for site, seen in ranges.items()}
+
+
+def size_bytes(config: WorldModelConfig, params: PyTree, spec: VariantSpec) -> int:
+    """Bytes that a variant takes when its integers are packed.
+
+    Counts, for every quantized kernel, ``bits`` a weight (rounded up to whole bytes) and a float32 scale a group; for
+    every static activation quantizer a float32 scale and zero point; everything else in ``params`` at its own size
+    (leave the decoder out of ``params`` for what planning needs). Round-to-nearest grids are symmetric: their weights
+    have no zero points.
+    """
+    leaves = paths.named_leaves(params)
+    total = sum(leaf.nbytes for leaf in leaves.values())
+    for module in MODULES:
+        part: ModuleSpec = getattr(spec, module)
+        for site in sites(config)[module]:
+            kernel = leaves[f"{site}/kernel"]
+            if part.weight_bits is not None:
+                rows, groups, _ = quant.group_shape(kernel.shape, quant.WeightSpec(None, part.group_size))
+                total += -(-kernel.size * part.weight_bits // 8) + 4 * rows * groups - kernel.nbytes
+            if part.act_granularity == "tensor":
+                total += 8
+    return total
