@@ -1,6 +1,6 @@
 """What experiments/bench.py measures.
 
-    python -m experiments.bench --config=configs/bench.py:small --out=benchmarks/cpu.json      # a quarter of an hour on two cores
+    python -m experiments.bench --config=configs/bench.py:small --out=benchmarks/cpu.json  # 15 minutes, 2 cores
     python -m experiments.bench --config=configs/bench.py:official --out=benchmarks/gpu.json   # on a GPU
 
 'official' measures a model of the official size (ViT-S/14 at 196 pixels, six predictor layers of width 404, history 3) with the study's

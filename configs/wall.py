@@ -2,19 +2,20 @@
 
     python -m experiments.sweep --config=configs/wall.py:small
 
-plans with 11 variants of the bundled model on 48 episodes. On two cores of a 2026 server CPU, without a GPU, it takes four to five minutes;
-expect full precision near 99 % after 5 MPC iterations, 4-bit weights near 80 % and 3-bit weights near 5 %.
+plans with 11 variants of the bundled model on 48 episodes. On two cores of a 2026 server CPU, without a GPU, it takes
+four to five minutes; expect full precision near 99 % after 5 MPC iterations, 4-bit weights near 80 % and 3-bit weights
+near 5 %.
 
     python -m experiments.sweep --config=configs/wall.py
 
-is the protocol of the study (arXiv 2602.02110): 300 samples, 30 elites, 10 steps, 50 episodes; `--config.checkpoint=FOLDER` names
-another model.
+is the protocol of the study (arXiv 2602.02110): 300 samples, 30 elites, 10 steps, 50 episodes;
+`--config.checkpoint=FOLDER` names another model.
 
     python -m experiments.sweep --config=configs/wall.py:methods
 
-compares the five methods of the study at 3, 4, 6 and 8 bits, with and without groups, with activations in floating point, per tensor
-and per token, and with encoder and predictor apart: 81 variants on the episodes and the planner of 'small', so about seven times its
-time.
+compares the five methods of the study at 3, 4, 6 and 8 bits, with and without groups, with activations in floating
+point, per tensor and per token, and with encoder and predictor apart: 81 variants on the episodes and the planner of
+'small', so about seven times its time.
 """
 
 import ml_collections
@@ -32,8 +33,8 @@ def method_variants(group: int = 32) -> str:
     """The five methods at the study's bits: weights alone, in groups, with activations, and modules apart at 4 bits.
 
     Args:
-      group: size of the groups. The study's 128 divides no width of the bundled model (64, 96, 256); 32 is the largest that
-        divides them all. Use 128 with a DINO-WM checkpoint.
+      group: size of the groups. The study's 128 divides no width of the bundled model (64, 96, 256); 32 is the largest
+        that divides them all. Use 128 with a DINO-WM checkpoint.
     """
     texts = ["fp"]
     for method in METHODS:

@@ -3,8 +3,8 @@
     python -m experiments.sweep --config=configs/wall.py:small
     python -m experiments.sweep --config=configs/wall.py:small --config.variants='w4 w4g32' --workdir=results/mine
 
-Any field of the config can be set as --config.path=value; the file documents them. The same command again resumes where it was
-stopped, or says that all is done. Rows, config, pictures and report.html are in the workdir.
+Any field of the config can be set as --config.path=value; the file documents them. The same command again resumes where
+it was stopped, or says that all is done. Rows, config, pictures and report.html are in the workdir.
 """
 
 import contextlib

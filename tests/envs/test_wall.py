@@ -40,7 +40,8 @@ def test_an_agent_in_a_room_stays_inside_and_changes_rooms_only_through_the_door
     edge = np.where(position[:, 0] < wall_x, wall_x - walls.HALF_WIDTH, wall_x + walls.HALF_WIDTH)
     with np.errstate(divide="ignore", invalid="ignore"):
         height = position[:, 1] + (edge - position[:, 0]) / (2 * action[:, 0]) * 2 * action[:, 1]
-    # The door's edges are tested first, as officially: a steep move that cuts the wall's corner ends at an edge, inside.
+    # The door's edges are tested first, as officially: a steep move that cuts the wall's corner ends at an edge,
+    # inside.
     at_edge = (code == 1) | (code == 2)
     assert (np.abs(new[at_edge, 1] - door_y) < walls.HALF_DOOR).all()
     assert (np.abs(new[at_edge, 0] - wall_x) <= walls.HALF_WIDTH + walls.BOUNCE).all()

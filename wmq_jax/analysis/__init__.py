@@ -1,7 +1,7 @@
 """Statistics, tables, plots and the HTML report of a sweep; reads results folders only.
 
-`format_table(load_results(folder))` is the terminal table; `write_report(folder)` writes everything. matplotlib is loaded
-when the first figure is drawn.
+`format_table(load_results(folder))` is the terminal table; `write_report(folder)` writes everything. matplotlib is
+loaded when the first figure is drawn.
 """
 
 from wmq_jax.analysis.report import Summary, write_report

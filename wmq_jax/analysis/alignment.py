@@ -1,8 +1,9 @@
 """Does a lower planning cost still mean success? Rank correlations within each variant.
 
-A quantized encoder changes the latent space, so costs of two variants are in different units and are never compared with
-each other: every correlation is of ranks inside one variant. Cells stop when they succeed, so later iterations hold only cells
-that are hard to solve; the first iteration, which holds every cell, is therefore reported beside all of them pooled.
+A quantized encoder changes the latent space, so costs of two variants are in different units and are never compared
+with each other: every correlation is of ranks inside one variant. Cells stop when they succeed, so later iterations
+hold only cells that are hard to solve; the first iteration, which holds every cell, is therefore reported beside all of
+them pooled.
 """
 
 import dataclasses

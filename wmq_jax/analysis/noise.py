@@ -1,7 +1,7 @@
 """The numerical-noise floor: how much changes when the same cells are computed at another tile size.
 
-Another tile size rounds differently; a rounding flips a quantization step, a step flips an elite. Two variants that differ by
-no more than this floor are not told apart by single cells, only by rates.
+Another tile size rounds differently; a rounding flips a quantization step, a step flips an elite. Two variants that
+differ by no more than this floor are not told apart by single cells, only by rates.
 """
 
 import dataclasses
@@ -21,7 +21,8 @@ class NoiseFloor:
       cells: cells computed at both.
       success_differs: cells whose success, within any number of iterations, differs.
       path_differs: cells whose path differs at all.
-      deviation: median, over the cells whose paths differ, of the largest distance between the two, in state units; else 0.
+      deviation: median, over the cells whose paths differ, of the largest distance between the two, in state units;
+        else 0.
     """
 
     variant: str

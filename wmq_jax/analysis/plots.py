@@ -1,7 +1,8 @@
-"""The charts of the report: who survives, how fast, at what size, and whether the planner's objective still means success.
+"""The charts of the report: who survives, how fast, at what size, and whether the planner's objective still means
+success.
 
-Each function draws on the Figure of a `style.figure` context; the `*_size` beside it is the size it is made for, in inches.
-Colours and markers tell verdicts, names stand beside what they name.
+Each function draws on the Figure of a `style.figure` context; the `*_size` beside it is the size it is made for, in
+inches. Colours and markers tell verdicts, names stand beside what they name.
 """
 
 import math

@@ -32,8 +32,8 @@ def spearman(x: np.ndarray, y: np.ndarray) -> float:
 def spearman_interval(x: np.ndarray, y: np.ndarray, clusters: np.ndarray, confidence: float = 0.95) -> Interval:
     """Percentile interval of Spearman's rho under resampling whole clusters (Efron & Tibshirani, 1993, ch. 13).
 
-    Values of one episode depend on each other, so episodes are drawn, not values. The draws are fixed: equal data gives an
-    equal interval. A draw is a vector of integer weights, ranked by weighted midranks, so no draw is copied out.
+    Values of one episode depend on each other, so episodes are drawn, not values. The draws are fixed: equal data gives
+    an equal interval. A draw is a vector of integer weights, ranked by weighted midranks, so no draw is copied out.
 
     Args:
       x: (n,) finite values.

@@ -1,8 +1,8 @@
 """Reading a sweep's results folder into frozen records.
 
-A finished sweep has `rows.jsonl`; one that still runs, or was killed, has only `journal/rows*.jsonl` with the same lines in any
-order, some of them possibly torn by the kill (likewise for the reference and noise-floor tables). Both are read; whatever
-else is damaged is one sentence.
+A finished sweep has `rows.jsonl`; one that still runs, or was killed, has only `journal/rows*.jsonl` with the same
+lines in any order, some of them possibly torn by the kill (likewise for the reference and noise-floor tables). Both are
+read; whatever else is damaged is one sentence.
 """
 
 import dataclasses
@@ -62,7 +62,8 @@ class Row:
       horizon: model actions a plan.
       iterations: MPC iterations executed; a cell stops when it has succeeded.
       success: (M,) sticky: whether the goal was reached within 1..M iterations.
-      predicted_cost: (iterations,) the objective's value that the planner predicted for the plan it chose; NaN if not finite.
+      predicted_cost: (iterations,) the objective's value that the planner predicted for the plan it chose; NaN if not
+        finite.
       realised_cost: (iterations,) the same objective on the encoded real observation after executing the plan.
       distance: (iterations,) true state distance to the goal after executing the plan.
       initial_cost: the objective at the start.

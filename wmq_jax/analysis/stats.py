@@ -1,8 +1,8 @@
 """Intervals and tests for success rates, over counts alone.
 
 Every variant plans the same episodes with the same noise, so rates are compared *in pairs*. Counts may be fractional: a
-count divided by its `design_effect` is an effective count (Rao & Scott, 1992), which is how several seeds of one episode
-enter the intervals without being counted as independent episodes.
+count divided by its `design_effect` is an effective count (Rao & Scott, 1992), which is how several seeds of one
+episode enter the intervals without being counted as independent episodes.
 """
 
 import math
@@ -68,9 +68,9 @@ def wilson_interval(successes: float, trials: float, confidence: float = 0.95) -
 def newcombe_paired_interval(table: PairedTable, confidence: float = 0.95) -> Interval:
     """Score-based interval of the difference p1 - p2 of two paired proportions.
 
-    Method 10 of Newcombe, "Improved confidence intervals for the difference between binomial proportions based on paired
-    data", Statistics in Medicine 17:2635-2650, 1998. With Wilson intervals (l_i, u_i) of p_i and the correlation phi,
-    theta = p1 - p2 lies in (theta - delta, theta + epsilon):
+    Method 10 of Newcombe, "Improved confidence intervals for the difference between binomial proportions based on
+    paired data", Statistics in Medicine 17:2635-2650, 1998. With Wilson intervals (l_i, u_i) of p_i and the correlation
+    phi, theta = p1 - p2 lies in (theta - delta, theta + epsilon):
       delta^2   = (p1-l1)^2 - 2 phi (p1-l1)(u2-p2) + (u2-p2)^2
       epsilon^2 = (u1-p1)^2 - 2 phi (u1-p1)(p2-l2) + (p2-l2)^2
 
@@ -124,8 +124,8 @@ def sign_flip_test(differences: Sequence[int]) -> float:
     """Two-sided exact sign-flip (permutation) p-value of a sum of integer differences.
 
     Under the null each difference is as likely as its negative: p = P(|sum_i s_i d_i| >= |sum_i d_i|) over independent
-    signs s_i. Differences in {-1, 0, 1} make it the exact McNemar test; an episode's difference summed over seeds makes it
-    that test's form for clustered pairs. The distribution is built by convolution, without sampling.
+    signs s_i. Differences in {-1, 0, 1} make it the exact McNemar test; an episode's difference summed over seeds makes
+    it that test's form for clustered pairs. The distribution is built by convolution, without sampling.
 
     Args:
       differences: one integer an independent unit (an episode).
@@ -171,9 +171,9 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
 def intraclass_correlation(groups: Sequence[tuple[Sequence[float], Sequence[int]]]) -> float:
     """How alike values of one cluster are, pooled over groups that have means of their own.
 
-    The analysis-of-variance estimate (B - W) / (B + (m - 1) W) from the mean squares between clusters B and within them W,
-    with m the mean cluster size, held within 0..1 (Donner, Int. Stat. Rev. 54:67-82, 1986). Groups are pooled because one
-    variant's values can be all equal, which says nothing about the next episode.
+    The analysis-of-variance estimate (B - W) / (B + (m - 1) W) from the mean squares between clusters B and within them
+    W, with m the mean cluster size, held within 0..1 (Donner, Int. Stat. Rev. 54:67-82, 1986). Groups are pooled
+    because one variant's values can be all equal, which says nothing about the next episode.
 
     Args:
       groups: (values, cluster labels) of each group, of equal lengths.

@@ -1,7 +1,8 @@
-"""How the figures look: palette, typography, labels that avoid each other, and SVG whose colours follow the page's theme.
+"""How the figures look: palette, typography, labels that avoid each other, and SVG whose colours follow the page's
+theme.
 
-matplotlib is imported inside the functions, so that reading and tabulating results does not load it; pyplot is never used, so
-nothing global changes.
+matplotlib is imported inside the functions, so that reading and tabulating results does not load it; pyplot is never
+used, so nothing global changes.
 """
 
 import contextlib
@@ -26,7 +27,8 @@ class Tone:
     dark: str
 
 
-# Okabe & Ito's palette, which stays distinct under the common colour-vision deficiencies; roles also differ in marker or place.
+# Okabe & Ito's palette, which stays distinct under the common colour-vision deficiencies; roles also differ in marker
+# or place.
 TONES: Mapping[str, Tone] = {
     "ink": Tone("#1b2430", "#e6e9ee"),
     "soft": Tone("#5d6774", "#a3adb9"),
@@ -126,9 +128,11 @@ def label_points(
     colours: Sequence[str],
     obstacles: Sequence["Artist"] = (),
 ) -> None:
-    """Writes each text beside its point; texts meet neither each other, a point nor an obstacle, and one without room stays out.
+    """Writes each text beside its point; texts meet neither each other, a point nor an obstacle, and one without room
+    stays out.
 
-    Places are tried ring by ring around the point, the first texts first. A text away from its point gets a thin line to it.
+    Places are tried ring by ring around the point, the first texts first. A text away from its point gets a thin line
+    to it.
 
     Args:
       ax: axes whose limits and layout are final.

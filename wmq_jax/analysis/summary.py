@@ -1,8 +1,8 @@
 """What a sweep says about each variant: success with intervals, and the paired comparison with full precision.
 
-Two variants are compared on the cells that both have computed, since every variant plans the same episodes with the same
-noise. Whether a variant *survives* is a question of how large a loss the data still allows, not of whether a test failed to
-find one.
+Two variants are compared on the cells that both have computed, since every variant plans the same episodes with the
+same noise. Whether a variant *survives* is a question of how large a loss the data still allows, not of whether a test
+failed to find one.
 """
 
 import dataclasses

@@ -1,7 +1,7 @@
 """Our own checkpoints: one folder with an Orbax tree of float32 parameters and a `model.json` that describes it.
 
-`model.json` holds the configuration, the normalisation, free metadata and the SHA-256 of every file of the tree, so that damage is found
-before anything is restored. It is written last: a folder without it is no checkpoint.
+`model.json` holds the configuration, the normalisation, free metadata and the SHA-256 of every file of the tree, so
+that damage is found before anything is restored. It is written last: a folder without it is no checkpoint.
 """
 
 import dataclasses
@@ -58,7 +58,8 @@ def save_model(
     """Writes a checkpoint to the new folder `path`.
 
     Raises:
-      ValueError: the parameters do not fit the configuration or are not finite (the parameter is named), or the folder is in use.
+      ValueError: the parameters do not fit the configuration or are not finite (the parameter is named), or the folder
+        is in use.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -82,7 +83,8 @@ def load_model(path: str | os.PathLike) -> ModelCheckpoint:
 
     Raises:
       FileNotFoundError: `path` is no checkpoint folder.
-      ValueError: a file is missing or damaged, or a parameter is missing, surplus, mis-shaped or not finite; the message names it.
+      ValueError: a file is missing or damaged, or a parameter is missing, surplus, mis-shaped or not finite; the
+        message names it.
     """
     path = Path(path)
     if not (path / _DESCRIPTION).is_file():

@@ -12,8 +12,9 @@ FIELDS = ("action_mean", "action_std", "proprio_mean", "proprio_std")
 class Normalizer:
     """Means and standard deviations that a world model was trained with.
 
-    Every method works on numpy and on traced arrays alike. `A` is the width of one environment action, `p` of the proprioception, `f` the
-    frameskip: a model action is `f` environment actions one after another, so its width is f * A.
+    Every method works on numpy and on traced arrays alike. `A` is the width of one environment action, `p` of the
+    proprioception, `f` the frameskip: a model action is `f` environment actions one after another, so its width is f *
+    A.
 
     Attributes:
       action_mean, action_std: (A,) float32, in the environment's units.

@@ -46,8 +46,8 @@ def make_manifest(env: Environment, purpose: Purpose, episodes: int, base_seed: 
     """The first ``episodes`` episodes of a purpose.
 
     Raises:
-      ValueError: the purpose is unknown, there is no episode, or the base seed is too small for the three families of seeds to
-        stay apart (4 or more) or so large that a seed leaves 0..2**31-1.
+      ValueError: the purpose is unknown, there is no episode, or the base seed is too small for the three families of
+        seeds to stay apart (4 or more) or so large that a seed leaves 0..2**31-1.
     """
     if purpose not in OFFSETS:
         raise ValueError(f"manifest purpose {purpose!r} is not one of {', '.join(OFFSETS)}")

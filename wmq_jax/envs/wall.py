@@ -1,7 +1,8 @@
 """The Wall task of DINO-WM: a point in two rooms, joined by a door (arXiv:2411.04983).
 
-Coordinates (x, y) are pixels of a 65x65 image indexed [y, x]. A wall of half width 3 stands at column `wall_x` and has a door of
-half height 4 at row `door_y`; the rooms end at the lines 4 and 60. One action moves the agent by twice its value.
+Coordinates (x, y) are pixels of a 65x65 image indexed [y, x]. A wall of half width 3 stands at column `wall_x` and has
+a door of half height 4 at row `door_y`; the rooms end at the lines 4 and 60. One action moves the agent by twice its
+value.
 """
 
 import dataclasses
@@ -32,7 +33,8 @@ class Wall:
     Attributes:
       door_y: row of the door's centre.
       wall_x: column of the wall's centre.
-      image_size: side of the observed image: 65 as drawn (uint8), any other size resized as the official 224 is (float32).
+      image_size: side of the observed image: 65 as drawn (uint8), any other size resized as the official 224 is
+        (float32).
     """
 
     door_y: int = 10
@@ -87,10 +89,11 @@ class Wall:
 def step(position: jax.Array, action: jax.Array, door_y, wall_x) -> tuple[jax.Array, jax.Array]:
     """One move of the agent, stopped by the first thing it hits.
 
-    With p the position, q = p + 2a and the segment p -> q, the first of these that applies decides: the door's two horizontal
-    edges inside the wall (codes 1 and 2), a vertical line of the agent's side (3) or an outer horizontal line (4) whichever crosses
-    nearer, nothing (0). Crossings are computed from the fraction of the segment travelled, so that a move along an axis, where the
-    official slope form divides by zero and returns NaN, meets the line where one expects.
+    With p the position, q = p + 2a and the segment p -> q, the first of these that applies decides: the door's two
+    horizontal edges inside the wall (codes 1 and 2), a vertical line of the agent's side (3) or an outer horizontal
+    line (4) whichever crosses nearer, nothing (0). Crossings are computed from the fraction of the segment travelled,
+    so that a move along an axis, where the official slope form divides by zero and returns NaN, meets the line where
+    one expects.
 
     Args:
       position: (2,) float32.

@@ -1,7 +1,8 @@
 """Files that are whole or absent: atomic replacement and durable appends.
 
-A reader, or a later run after a kill at any moment, sees the old file or the new one and never a part of it. Replacement
-writes a temporary file in the same folder, flushes it to the disk, renames it over the target and flushes the folder.
+A reader, or a later run after a kill at any moment, sees the old file or the new one and never a part of it.
+Replacement writes a temporary file in the same folder, flushes it to the disk, renames it over the target and flushes
+the folder.
 """
 
 import json
@@ -55,7 +56,8 @@ def write_json(path: str | os.PathLike, value: Any) -> None:
 def append_line(path: str | os.PathLike, line: str) -> None:
     """Appends `line` and a newline to the file `path` (created if absent) and flushes it to the disk.
 
-    A kill can tear the last line of a file. A torn line is closed with a newline first, so that it never swallows the next one.
+    A kill can tear the last line of a file. A torn line is closed with a newline first, so that it never swallows the
+    next one.
 
     Args:
       path: a file with one record a line.

@@ -29,7 +29,8 @@ def restore_tree(path: str | os.PathLike, like: Any) -> Any:
 
     Args:
       path: a folder written by `save_tree`.
-      like: a pytree of the saved structure whose leaves have the saved shapes and dtypes (arrays or `jax.ShapeDtypeStruct`).
+      like: a pytree of the saved structure whose leaves have the saved shapes and dtypes (arrays or
+        `jax.ShapeDtypeStruct`).
 
     Raises:
       FileNotFoundError: there is no such folder.

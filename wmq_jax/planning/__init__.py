@@ -1,7 +1,7 @@
 """Planning in a latent world model: objectives, CEM, gradient descent and MPC as pure functions.
 
-Every function takes its random numbers, or the key they come from, as an argument, and plans for *one* episode; callers add
-axes with ``jax.vmap``, ``jax.lax.map`` or ``jax.shard_map``.
+Every function takes its random numbers, or the key they come from, as an argument, and plans for *one* episode; callers
+add axes with ``jax.vmap``, ``jax.lax.map`` or ``jax.shard_map``.
 """
 
 from wmq_jax.planning.cem import CEMConfig, CEMState, Proposals, cem, cem_init, cem_step, sample_plans

@@ -21,9 +21,10 @@ class LatentModel(NamedTuple):
     Attributes:
       encode: ``(variables, observation) -> Latent``, visual (P, D) and proprio (E,): what objectives compare.
       start: ``(latent, observation) -> start``: what imagination begins from, any pytree.
-      rollout: ``(variables, start, actions (N, H, A), horizon, keep) -> Latent`` of N imagined futures: with ``keep='last'``
-        the frame after ``horizon`` model actions, (N, P, D) and (N, E); with ``'all'`` frames 0..H, (N, H+1, ...), zeros
-        after ``horizon``. ``horizon`` is None for H (then differentiable in the actions), or a traced int32 in 1..H.
+      rollout: ``(variables, start, actions (N, H, A), horizon, keep) -> Latent`` of N imagined futures: with
+        ``keep='last'`` the frame after ``horizon`` model actions, (N, P, D) and (N, E); with ``'all'`` frames 0..H, (N,
+        H+1, ...), zeros after ``horizon``. ``horizon`` is None for H (then differentiable in the actions), or a traced
+        int32 in 1..H.
     """
 
     encode: Callable[[Variables, Observation], Latent]

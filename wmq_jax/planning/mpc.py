@@ -38,7 +38,8 @@ class MPCConfig:
     """Settings of MPC.
 
     Attributes:
-      planner: settings of the optimiser of one plan; :class:`RandomConfig` does not optimise (the floor of a comparison).
+      planner: settings of the optimiser of one plan; :class:`RandomConfig` does not optimise (the floor of a
+        comparison).
       horizon: the longest plan H, in model actions.
       iterations: MPC iterations M at the most.
       executed: model actions executed per iteration; 0 executes the whole plan.
@@ -125,8 +126,8 @@ class IterationRecord(NamedTuple):
     Attributes:
       actions: (H, A) the plan, normalised.
       path: (H, p) proprioception after each executed model action; later rows repeat the last one.
-      predicted_cost, realised_cost, initial_cost: float32: imagined for the plan, measured on the real outcome (latest frame
-        against goal), and measured before acting.
+      predicted_cost, realised_cost, initial_cost: float32: imagined for the plan, measured on the real outcome (latest
+        frame against goal), and measured before acting.
       distance: float32, true distance to the goal after acting.
       success: bool, whether the goal is reached after acting.
       finite, proposals: see :class:`Plan`.
@@ -248,7 +249,8 @@ def execute(problem: Problem, env_state: Any, actions: chex.Array, count: chex.N
     """Executes the first ``count`` of the model actions (H, A), normalised.
 
     Returns:
-      The environment's state, and proprioception (H, p) after each model action; rows from ``count`` on repeat the last.
+      The environment's state, and proprioception (H, p) after each model action; rows from ``count`` on repeat the
+      last.
     """
     length = actions.shape[0]
     raw = problem.normalizer.denormalize_action(actions.reshape(length, problem.frameskip, -1))

@@ -1,8 +1,8 @@
 """Random numbers of a plan, as a function of *what* is planned and of nothing else.
 
-The key of a number folds in the planner's seed, the episode, the MPC iteration, the optimisation step and the plan step.
-Hence two variants of a model see the same numbers on the same episode (common random numbers: their difference is paired),
-and a plan for a shorter horizon sees a prefix of the numbers of a longer one.
+The key of a number folds in the planner's seed, the episode, the MPC iteration, the optimisation step and the plan
+step. Hence two variants of a model see the same numbers on the same episode (common random numbers: their difference is
+paired), and a plan for a shorter horizon sees a prefix of the numbers of a longer one.
 """
 
 import chex

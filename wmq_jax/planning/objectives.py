@@ -22,7 +22,8 @@ class Objective:
 
     Attributes:
       cost: ``(predicted, goal, horizon) -> (N,)`` float32, one cost per sample.
-      frame_cost: ``(frames, goal) -> (N,)``: the cost of single frames, visual (N, P, D) and proprio (N, E), whatever the mode.
+      frame_cost: ``(frames, goal) -> (N,)``: the cost of single frames, visual (N, P, D) and proprio (N, E), whatever
+        the mode.
       keep: which frames ``predicted`` must hold: ``'last'`` or ``'all'``.
       alpha: weight of the proprioceptive term.
     """
@@ -63,8 +64,8 @@ def make_objective(mode: Mode = "last", alpha: float = 1.0, base: float = 2.0) -
 
     N samples, F frames (0 is the observation), P patches, D and E widths of visual and proprioceptive latents.
 
-    * ``last``: mean squared error over (P, D) between the last imagined frame and the goal, plus ``alpha`` times that over
-      E; ``predicted`` holds (N, P, D) and (N, E).
+    * ``last``: mean squared error over (P, D) between the last imagined frame and the goal, plus ``alpha`` times that
+      over E; ``predicted`` holds (N, P, D) and (N, E).
     * ``all``: the same per frame, weighted by ``base**t / sum(base**t)`` and averaged (not summed, as published) over
       frames 0..horizon; ``predicted`` holds (N, F, P, D) and (N, F, E), frames after ``horizon`` are not read.
 

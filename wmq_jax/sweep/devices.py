@@ -5,7 +5,8 @@ import os
 import jax
 import numpy as np
 
-# One ulp flips a rounding and a rounding flips an elite, so a sum must not be split differently when more threads are free.
+# One ulp flips a rounding and a rounding flips an elite, so a sum must not be split differently when more threads are
+# free.
 DETERMINISTIC_CPU_FLAG = "--xla_cpu_multi_thread_eigen=false"
 CELLS = "cells"
 
@@ -13,8 +14,8 @@ CELLS = "cells"
 def configure(devices: int = 0, distributed: bool = False) -> None:
     """Settings of this process that must precede the first use of JAX.
 
-    The CPU counts as ``devices`` JAX devices (0: one per core) with deterministic kernels; flags that the caller has set in
-    ``XLA_FLAGS`` are kept. On a GPU or TPU only the host's own computations are affected.
+    The CPU counts as ``devices`` JAX devices (0: one per core) with deterministic kernels; flags that the caller has
+    set in ``XLA_FLAGS`` are kept. On a GPU or TPU only the host's own computations are affected.
 
     Args:
       devices: as above.

@@ -1,12 +1,13 @@
 """The compiled engine: every tile of cells one MPC iteration further, in one program.
 
-A *tile* is a fixed number T of cells of one variant at one horizon. The program takes the whole stacked table of variants,
-the episodes, and K tiles a device; ``shard_map`` spreads tiles over devices, ``lax.map`` runs a device's tiles one after
-another, ``vmap`` runs a tile's cells together, and an idle tile costs nothing. Because a tile has one variant, its
-weights are shared by the tile's matrix products and its quantizers' branches stay real branches.
+A *tile* is a fixed number T of cells of one variant at one horizon. The program takes the whole stacked table of
+variants, the episodes, and K tiles a device; ``shard_map`` spreads tiles over devices, ``lax.map`` runs a device's
+tiles one after another, ``vmap`` runs a tile's cells together, and an idle tile costs nothing. Because a tile has one
+variant, its weights are shared by the tile's matrix products and its quantizers' branches stay real branches.
 
-The host refills a tile's place when a cell has finished (:mod:`wmq_jax.sweep.scheduler`), so no cell waits for a slower one and a
-call's tiles all cost the same: one plan each. Compilation happens once, whatever the number of variants, episodes and seeds.
+The host refills a tile's place when a cell has finished (:mod:`wmq_jax.sweep.scheduler`), so no cell waits for a slower
+one and a call's tiles all cost the same: one plan each. Compilation happens once, whatever the number of variants,
+episodes and seeds.
 """
 
 import dataclasses

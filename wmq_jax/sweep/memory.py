@@ -10,8 +10,8 @@ from wmq_jax.models import WorldModelConfig
 from wmq_jax.planning import CEMConfig, GDConfig, MPCConfig
 
 FLOAT = 4  # bytes
-# A token's simultaneous activations in a pre-norm block: the residual, its norm, q, k, v and attention output, and the MLP's two
-# hidden arrays. Measured against XLA's own figures by a test.
+# A token's simultaneous activations in a pre-norm block: the residual, its norm, q, k, v and attention output, and the
+# MLP's two hidden arrays. Measured against XLA's own figures by a test.
 RESIDUAL_COPIES, HEAD_COPIES, HIDDEN_COPIES = 4, 5, 2
 # An accelerator is kept busy by about this many tokens at a time.
 BUSY_TOKENS = 2**18
@@ -37,9 +37,11 @@ def _block_bytes(tokens: int, width: int, inner: int, hidden: int, heads: int) -
 
 
 def cell_bytes(model: WorldModelConfig, config: MPCConfig, keep_all: bool, references: bool = False) -> int:
-    """Estimated working memory of one cell, in bytes: one block's activations of all samples and the frames that are kept.
+    """Estimated working memory of one cell, in bytes: one block's activations of all samples and the frames that are
+    kept.
 
-    Gradient descent keeps every block of every step for the way back. With the simulator as a reference, all samples pass the encoder.
+    Gradient descent keeps every block of every step for the way back. With the simulator as a reference, all samples
+    pass the encoder.
     """
     predictor, encoder = model.predictor, model.encoder
     inner = predictor.heads * predictor.dim_head
@@ -99,7 +101,8 @@ def choose_tile(
         raise ValueError(f"engine tile must be 0 (automatic) or more, not {requested}")
     budget = available_bytes()
     one = cell_bytes(model, config, keep_all, references)
-    # The table twice, while quantized variants replace the copies that it was compiled with, and the variant a tile works with.
+    # The table twice, while quantized variants replace the copies that it was compiled with, and the variant a tile
+    # works with.
     table = (2 * weights.variants + 1) * weights.bytes_each
     peak = lambda tile: table + tile * one
     tile = requested

@@ -22,7 +22,8 @@ from wmq_jax.sweep.memory import Weights, choose_tile, num_samples
 from wmq_jax.sweep.settings import SweepSettings
 from wmq_jax.sweep.store import ResultsFolder
 
-# Keys of config.json that decide what a row is. The number of devices and how cells are laid out on them do not (see the tests).
+# Keys of config.json that decide what a row is. The number of devices and how cells are laid out on them do not (see
+# the tests).
 IDENTITY = ("rows", "tile", "platform", "params_sha256", "xla_flags", "compiler")
 
 
@@ -132,7 +133,8 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
       process, processes: this process is number ``process`` of ``processes`` that share the cells.
 
     Raises:
-      ValueError, FileNotFoundError: the checkpoint, the environment, a variant, the number of devices or the memory does not allow it.
+      ValueError, FileNotFoundError: the checkpoint, the environment, a variant, the number of devices or the memory
+        does not allow it.
     """
     if not 0 <= process < processes:
         raise ValueError(f"process must be 0..{processes - 1} (of {processes}), not {process}")

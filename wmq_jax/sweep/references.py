@@ -13,8 +13,8 @@ NO_WEIGHTS = {"none": np.zeros((1, 1), np.float32)}
 
 
 def simulator_problem(problem: Problem, table) -> tuple[Problem, object]:
-    """The same planner with perfect dynamics: imagined states come from the simulator and are rendered and encoded by the
-    full-precision encoder, so that only the predictor is replaced.
+    """The same planner with perfect dynamics: imagined states come from the simulator and are rendered and encoded by
+    the full-precision encoder, so that only the predictor is replaced.
 
     Returns:
       The problem and its table of one variant.

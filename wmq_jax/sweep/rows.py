@@ -32,8 +32,9 @@ def make_row(
       config: how many iterations there could be and how many model actions each executes.
 
     Returns:
-      A dictionary that JSON can hold. ``success`` has one entry per MPC iteration, filled forward once it is true; costs and
-      distances have one per executed iteration; ``path`` has the start and then one position per executed model action.
+      A dictionary that JSON can hold. ``success`` has one entry per MPC iteration, filled forward once it is true;
+      costs and distances have one per executed iteration; ``path`` has the start and then one position per executed
+      model action.
     """
     succeeded = [bool(record.success) for record in records]
     sticky = succeeded + [succeeded[-1]] * (config.iterations - len(records))

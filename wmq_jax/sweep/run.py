@@ -84,7 +84,8 @@ def compute_rows(
       table: what is wanted.
       engine: makes the engine; called only if something is missing.
       shift: number of the table's variant that is row 0 of the engine's own table.
-      processes: how many processes share the table. A cell belongs to a process by its place in the table, whatever is done.
+      processes: how many processes share the table. A cell belongs to a process by its place in the table, whatever is
+        done.
     """
     done = folder.load(table.name)
     share = table.cells[folder.process % processes :: processes]

@@ -1,8 +1,8 @@
 """The results folder: rows survive a kill at any moment, and identical runs leave identical files.
 
-While a sweep runs, finished rows are appended to ``journal/<table>-<process>.jsonl`` and flushed to the disk one by one. A line that a
-kill has torn is not a row, so its cell is computed again. When every cell is there, the rows are written in canonical order to
-``<table>.jsonl``, atomically. Times go to ``timing.jsonl``.
+While a sweep runs, finished rows are appended to ``journal/<table>-<process>.jsonl`` and flushed to the disk one by
+one. A line that a kill has torn is not a row, so its cell is computed again. When every cell is there, the rows are
+written in canonical order to ``<table>.jsonl``, atomically. Times go to ``timing.jsonl``.
 """
 
 import contextlib
@@ -40,7 +40,8 @@ class ResultsFolder:
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
-        """Keeps a second run with this process number out of the folder; the kernel unlocks it however this process ends.
+        """Keeps a second run with this process number out of the folder; the kernel unlocks it however this process
+        ends.
 
         Raises:
           ValueError: another run holds it.
@@ -71,4 +72,3 @@ class ResultsFolder:
     def time(self, **entry: Any) -> None:
         """Appends to ``timing.jsonl``."""
         append_line(self.path / "timing.jsonl", json.dumps({"process": self.process, **entry}))
-

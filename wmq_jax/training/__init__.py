@@ -4,4 +4,12 @@ from wmq_jax.training.generate import WalkConfig, generate_trajectories
 from wmq_jax.training.run import check_folder, open_workdir, train
 from wmq_jax.training.settings import TrainSettings, check_settings
 
-__all__ = ["TrainSettings", "WalkConfig", "check_folder", "check_settings", "generate_trajectories", "open_workdir", "train"]
+__all__ = [
+    "TrainSettings",
+    "WalkConfig",
+    "check_folder",
+    "check_settings",
+    "generate_trajectories",
+    "open_workdir",
+    "train",
+]

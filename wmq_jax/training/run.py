@@ -197,4 +197,3 @@ def _plan(settings, model, params, normalizer, log: Log) -> dict[str, Any]:
     run = jax.jit(lambda variables, starts, goals: plan_episodes(problem, variables, starts, goals))
     success = np.asarray(run({"params": params}, starts, goals))
     return {"episodes": chosen.episodes, "success": [round(float(x), 4) for x in success.mean(axis=0)]}
-
