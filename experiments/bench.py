@@ -343,7 +343,9 @@ def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, floa
     if not official:
         parts["rollout, history 3"] = lambda: rollout_savings(Setup(config, model.replace(num_hist=3)))
     if config["wide"]:
-        wide = Setup(config, widened(model, config["wide"]), samples=config["wide_samples"])
+        wide = Setup(
+            config | {"cells": config["wide_cells"]}, widened(model, config["wide"]), samples=config["wide_samples"]
+        )
         parts[f"cost per cell as variants grow, {config['wide']} times wider"] = lambda: growth(wide)
     return parts
 
@@ -373,8 +375,8 @@ def main(config: dict[str, Any]) -> None:
         print(f"{title} ...", file=sys.stderr, flush=True)
         figures[title] = {name: float(f"{value:.4g}") for name, value in measure().items()}
         print("\n".join(f"  {name:<48} {value:>10.4g}" for name, value in figures[title].items()), flush=True)
-    if out:
-        write_json(out, figures)
+        if out:
+            write_json(out, figures)
 
 
 if __name__ == "__main__":
