@@ -182,7 +182,7 @@ def test_training_lowers_the_loss_of_the_block(setting):
     x, mask = sample.inputs, sample.mask()
     trained = quant.omniquant_block(params["block_0"], learned, x, x, mask, 3, quant.NO_BITS, BLOCK, spec)
     losses = np.asarray(trained.losses).reshape(4, 4).mean(1)
-    assert losses[-1] < 0.95 * losses[0]
+    assert losses[-1] < 0.98 * losses[0]
     # Rounding is straight-through: gradients reach every scale, shift and clipping factor.
     gradient = jax.jit(jax.grad(block_loss), static_argnums=(7, 8))(
         learned, params["block_0"], x, trained.target, mask, 3, 8, BLOCK, spec

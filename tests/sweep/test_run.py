@@ -80,3 +80,21 @@ def test_what_decides_rows_may_not(prepare, alone, change):
 def test_a_finished_folder_says_so(prepare, alone):
     sweep = prepare(**SMALL)
     assert sweeps.standing(sweep, sweeps.open_folder(sweep, alone)) == f"all 6 cells are done in {alone}"
+
+
+def test_methods_mix_in_one_run(prepare, alone, tmp_path):
+    """Calibration collects what each method needs, and a variant's rows do not depend on which others there are."""
+    names = "omse:w4a4-tensor smoothquant:w4a8-tensor awq:w4 omniquant:w3"
+    sweep = prepare(**{**SMALL, "variants": f"{SMALL['variants']} {names}"})
+    assert run(sweep, tmp_path)
+    rows = [json.loads(line) for line in lines(tmp_path)]
+    titles = ["FP32", "W8A8 per-tensor", "OMSE W4A4 per-tensor", "SmoothQuant W4A8 per-tensor", "AWQ W4", "OmniQuant W3"]
+    assert list(dict.fromkeys(row["variant"] for row in rows)) == titles
+    assert all(row["initial_cost"] == row["initial_cost"] for row in rows), "no NaN"
+    costs = {tuple(row["initial_cost"] for row in rows if row["variant"] == title) for title in titles[1:]}
+    assert len(costs) == len(titles) - 1, "every method is another model"
+    # The bias that OmniQuant's shift needs adds zeros to the others.
+    before = {row_key(row): row for row in map(json.loads, lines(alone))}
+    for row in rows:
+        if row["variant"] in titles[:2]:
+            assert row["initial_cost"] == pytest.approx(before[row_key(row)]["initial_cost"], rel=1e-5)

@@ -40,6 +40,7 @@ from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, lwc_grid
 from wmq_jax.quant.observers import Observer, channel_ranges, ema, minmax, percentile, sequences
 from wmq_jax.quant.omniquant import OmniQuantSpec, omniquant, omniquant_block
 from wmq_jax.quant.omse import ClippingSearch, omse, omse_grid, omse_range, released_omse_grid
+from wmq_jax.quant.packing import PackedKernel, expand_kernel, pack_kernel
 from wmq_jax.quant.quantizer import (
     OFF,
     PER_TOKEN,
@@ -88,6 +89,7 @@ __all__ = [
     "Observer",
     "OmniQuantSpec",
     "PER_TOKEN",
+    "PackedKernel",
     "Pair",
     "Part",
     "Quantizer",
@@ -115,6 +117,7 @@ __all__ = [
     "ema",
     "encode",
     "exact_divide",
+    "expand_kernel",
     "fake_quant",
     "fake_quant_weight",
     "from_groups",
@@ -132,6 +135,7 @@ __all__ = [
     "omse",
     "omse_grid",
     "omse_range",
+    "pack_kernel",
     "per_token_quantizer",
     "percentile",
     "quantize",
