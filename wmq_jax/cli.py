@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -114,7 +115,11 @@ def run(main: Callable[..., None], config: str | None = None) -> None:
     def checked(rest: list[str]) -> None:
         if len(rest) > 1:
             fail(f"unknown argument {rest[1]!r}; settings are given as --name=value, see --help")
-        main(*([handle.value.to_dict()] if handle is not None else []))
+        try:
+            main(*([handle.value.to_dict()] if handle is not None else []))
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on from here", file=sys.stderr)
+            sys.exit(128 + signal.SIGINT)
 
     app.run(checked, argv=argv, flags_parser=_parse)
 

@@ -284,9 +284,15 @@ def _p_value(table: stats.PairedTable, gaps: Sequence[int], episodes: Sequence[i
 
 
 def _judged(lines: Sequence[Line], base: Variant | None) -> tuple[Line, ...]:
-    """Lines with Holm's adjustment over all compared variants, and with verdicts."""
+    """Lines with Holm's adjustment over all quantized variants, and with verdicts.
+
+    A variant without a row yet counts as one that does not differ, so that what an unfinished sweep calls fallen does
+    not recover as the others come in.
+    """
     compared = [line for line in lines if line.difference is not None]
-    adjusted = dict(zip((line.name for line in compared), stats.holm([line.difference.p_value for line in compared])))
+    missing = sum(line.variant is not base for line in lines) - len(compared)
+    values = [line.difference.p_value for line in compared] + [1.0] * missing
+    adjusted = dict(zip((line.name for line in compared), stats.holm(values)))
     judged = []
     for line in lines:
         if line.variant is base:

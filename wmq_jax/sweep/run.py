@@ -92,6 +92,7 @@ def compute_rows(
     missing = [cell for cell in share if table.key(cell) not in done]
     if not missing:
         return
+    print(f"{table.name}: compiles the planner", flush=True)
     compiled = engine()
     label = f"{table.name}, {table.variants[shift]}" if len({cell.variant for cell in share}) == 1 else table.name
     bar = ProgressBar(label, len(share), len(share) - len(missing), sweep.settings.mpc.iterations)
