@@ -22,12 +22,12 @@ def add(module: str, values: int) -> None:
 
 def closest(module: str, share: float, what: str) -> None:
     """Notes how much of its bound a comparison used."""
-    _closest[module] = max(_closest.get(module, (0.0, "")), (share, what))
+    _closest[module] = max(_closest.get(module, (0.0, "")), (float(share), str(what)))
 
 
 def export() -> list[Any]:
-    """This process's counts, as plain values."""
-    return [[module, count, *_closest.get(module, (0.0, ""))] for module, count in _compared.items()]
+    """This process's counts, as the plain Python values that worker processes can send."""
+    return [[module, int(count), *_closest.get(module, (0.0, ""))] for module, count in _compared.items()]
 
 
 def merge(exported: list[Any]) -> None:

@@ -88,7 +88,7 @@ def test_the_same_command_again_says_that_all_is_done(finished, checkpoint):
         (["--config.planner.steps=many"], "--config.planner.steps must be a whole number, not 'many'"),
         (["--config.planner.alpha=much"], "--config.planner.alpha must be a number, not 'much'"),
         (["--config=configs/none.py"], "there is no config file configs/none.py; give FILE.py or FILE.py:MODE"),
-        (["--config=configs/wall.py:huge"], "configs/wall.py has the modes study, small, not 'huge'"),
+        (["--config=configs/wall.py:huge"], "configs/wall.py has the modes study, small, methods, not 'huge'"),
         (["--config.variants=w1"], "variant 'w1': "),
         (["--config.variants=w4g0"], "variant 'w4g0': "),
         (["--config.checkpoint=nowhere"], "no model checkpoint at nowhere: it has no model.json"),
