@@ -15,8 +15,9 @@ MODES = ("small", "official")
 def get_config(mode: str = "small") -> ml_collections.ConfigDict:
     """The configuration of a mode: 'small' (a quarter of an hour on two cores) or 'official'.
 
-    'official' trains the same small model as DINO-WM trains its own: AdamW and Adam at the official rates and batch
-    size, absolute predictions, latents as the encoder gives them. It needs many more steps to plan as well.
+    'official' trains predictor and decoder of the same small model as DINO-WM trains its own: AdamW and Adam at the
+    official rates, absolute predictions, latents as the encoder gives them. The encoder, which DINO-WM does not train,
+    is pretrained as in 'small'. It has not been trained to its end.
     """
     if mode not in MODES:
         raise ValueError(f"configs/train_wall.py has the modes {', '.join(MODES)}, not {mode!r}")

@@ -41,18 +41,7 @@ def get_config(mode: str = "official") -> ml_collections.ConfigDict:
     config = wall.get_config("study")
     config.name = f"wall-{mode}-protocol"
     config.variants = VARIANTS
-    config.episodes = dict(count=50, base_seed=99)
-    config.planner.update(
-        horizons="5",
-        executed=0,
-        iterations=7,
-        samples=300,
-        elites=30,
-        steps=10,
-        check_every=1,
-        objective="last",
-        alpha=1.0,
-    )
+    config.planner.update(iterations=7, check_every=1)
     if mode == "small":
         config.variants = "fp w4 w8a8-tensor"
         config.episodes.count = 2
