@@ -3,8 +3,9 @@
     python -m experiments.bench --config=configs/bench.py:small --out=benchmarks/cpu.json  # 15 minutes, 2 cores
     python -m experiments.bench --config=configs/bench.py:official --out=benchmarks/gpu.json   # on a GPU
 
-'official' measures a model of the official size (ViT-S/14 at 196 pixels, six predictor layers of width 404, history 3) with the study's
-planner, in float32, tf32 and bfloat16 matrix products against the peak of a large matrix product on the same device.
+'official' measures a model of the official size (ViT-S/14 at 196 pixels, six predictor layers of width 404, history 3)
+with the study's planner, in float32, tf32 and bfloat16 matrix products against the peak of a large matrix product on
+the same device.
 """
 
 import ml_collections

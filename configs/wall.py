@@ -46,7 +46,7 @@ def method_variants(group: int = 32) -> str:
 
 
 def get_config(mode: str = "study") -> ml_collections.ConfigDict:
-    """The configuration of a mode: 'study' (the full protocol), 'small' (minutes on a laptop) or 'methods' (every method)."""
+    """The configuration of a mode: 'study' (the full protocol), 'small' (minutes) or 'methods' (every one)."""
     if mode not in MODES:
         raise ValueError(f"configs/wall.py has the modes {', '.join(MODES)}, not {mode!r}")
     config = ml_collections.ConfigDict()

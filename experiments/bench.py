@@ -35,7 +35,7 @@ def medians(repeats: int, calls: Mapping[str, Callable[[], Any]]) -> dict[str, f
 
 
 def random_params(model) -> dict[str, Any]:
-    """Weights of a model that is only timed, which does not depend on them; norms scale by 1, so that nothing vanishes."""
+    """Weights of a model that is only timed; norms scale by 1, so that nothing vanishes."""
     import jax
     import numpy as np
 
@@ -220,7 +220,7 @@ def growth(setup: Setup) -> dict[str, float]:
 
 
 def idle_cost(setup: Setup) -> dict[str, float]:
-    """Seconds of a call with every second tile idle, over one with all tiles busy: half where idle tiles cost nothing."""
+    """Time of a call with every second tile idle over one with all busy: half where idle tiles cost nothing."""
     import jax
 
     from wmq_jax.sweep.engine import empty_work

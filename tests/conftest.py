@@ -1,4 +1,4 @@
-"""Every test sees two CPU devices and deterministic kernels, as a sweep on two cores does, and compiles nothing twice."""
+"""Every test sees two CPU devices and deterministic kernels, as a sweep does, and compiles nothing twice."""
 
 import atexit
 import os

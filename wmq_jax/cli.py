@@ -139,5 +139,7 @@ def _define_config(loaded: ml_collections.ConfigDict, default: str) -> Any:
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
+    except SystemExit:  # absl has printed the help and calls that a failure
+        sys.exit(0)
     except (flags.Error, TypeError, ValueError) as error:
         return fail(error)

@@ -49,7 +49,7 @@ def test_wilson_mirrors_success_and_failure(trials, share):
 
 
 def test_newcombe_textbook():
-    """Complete response before and after consolidation: Fagerland, Lydersen & Laake, Contingency Tables (2017), ch. 8."""
+    """Response before and after consolidation: Fagerland, Lydersen & Laake, Contingency Tables (2017), ch. 8."""
     assert stats.newcombe_paired_interval(stats.PairedTable(59, 6, 16, 80)) == pytest.approx(
         (-0.1186, -0.0046), abs=5e-5
     )

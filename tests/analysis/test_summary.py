@@ -39,8 +39,8 @@ def test_verdicts(tmp_path, synthetic):
     assert verdicts["W6"] == "undecided"  # 6 points worse, and 12 are not excluded
     assert verdicts["W4"] is None and comparison.line("W4").cells == 0
     assert (
-        "1 of 3 quantized variants survives, 1 is undecided, 1 falls. Full precision reaches the goal in 90% of 100 cells; W8"
-        in headline(comparison)
+        "1 of 3 quantized variants survives, 1 is undecided, 1 falls. Full precision reaches the goal in 90% of 100 "
+        "cells; W8" in headline(comparison)
     )
     sentences = verdict_sentences(comparison)
     assert list(sentences) == ["survives", "undecided", "falls"] and sentences["falls"].startswith("Falls: W3 (")
@@ -108,6 +108,13 @@ def test_a_planner_no_better_than_chance_has_nothing_to_survive(tmp_path, synthe
     assert "not clearly better than random actions" in baseline_caveat(weak)
     strong = compare(_load(tmp_path, synthetic, {"FP32": [True] * 20}, references=[("random actions", chance)]), 5)
     assert baseline_caveat(strong) is None
+
+
+def test_a_planner_that_fails_has_nothing_to_survive(tmp_path, synthetic):
+    failing = compare(_load(tmp_path, synthetic, {"FP32": [False] * 20, "W4": [False] * 20}), 5)
+    assert baseline_caveat(failing) == (
+        "Full precision hardly ever reaches the goal here, so that surviving says nothing."
+    )
 
 
 def test_without_full_precision_there_are_rates_only(tmp_path, synthetic):

@@ -88,7 +88,14 @@ def test_methods_mix_in_one_run(prepare, alone, tmp_path):
     sweep = prepare(**{**SMALL, "variants": f"{SMALL['variants']} {names}"})
     assert run(sweep, tmp_path)
     rows = [json.loads(line) for line in lines(tmp_path)]
-    titles = ["FP32", "W8A8 per-tensor", "OMSE W4A4 per-tensor", "SmoothQuant W4A8 per-tensor", "AWQ W4", "OmniQuant W3"]
+    titles = [
+        "FP32",
+        "W8A8 per-tensor",
+        "OMSE W4A4 per-tensor",
+        "SmoothQuant W4A8 per-tensor",
+        "AWQ W4",
+        "OmniQuant W3",
+    ]
     assert list(dict.fromkeys(row["variant"] for row in rows)) == titles
     assert all(row["initial_cost"] == row["initial_cost"] for row in rows), "no NaN"
     costs = {tuple(row["initial_cost"] for row in rows if row["variant"] == title) for title in titles[1:]}

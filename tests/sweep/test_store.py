@@ -37,7 +37,7 @@ def test_a_torn_line_is_no_row(line):
 
 
 def test_every_torn_journal_resumes_to_the_same_table(tmp_path):
-    """Cut the journal after any byte, compute what is missing, finish: the table is the same, nothing lost or doubled."""
+    """Cut the journal after any byte, compute what is missing, finish: nothing is lost or doubled."""
     whole = written(tmp_path / "whole", ROWS)
     whole.finish("rows", KEYS)
     expected = (whole.path / "rows.jsonl").read_bytes()

@@ -49,7 +49,7 @@ class Points:
 
 @dataclasses.dataclass(frozen=True)
 class Link:
-    """One link of the chain from the planner's objective to success: two fields of Points, oriented so that +1 is aligned."""
+    """One link of the chain from the planner's objective to success: two fields of Points; +1 is aligned."""
 
     title: str
     x: str
@@ -88,7 +88,7 @@ class Correlation:
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """One variant's executed plans, their correlations in the order of `LINKS`, and how many cells planned in each iteration."""
+    """One variant's executed plans, their correlations in order of `LINKS`, and how many cells planned when."""
 
     points: Points
     correlations: tuple[Correlation, ...]

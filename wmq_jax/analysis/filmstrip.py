@@ -1,4 +1,4 @@
-"""Pictures of one cell: where it started, where it should go, the path it took, and what the model imagined beside reality."""
+"""Pictures of one cell: where it started and should go, its path, and what the model imagined beside reality."""
 
 from typing import TYPE_CHECKING
 
@@ -94,7 +94,7 @@ def _caption(canvas: "Axes", text: str, x: float, y: float, va: str) -> None:
 
 
 def _path(ax: "Axes", trace: Trace, goal: tuple[float, ...] | None) -> None:
-    """The path over the faded start picture where the picture's extent is known, else on plain axes with y downwards."""
+    """The path over the faded start picture where its extent is known, else on plain axes with y downwards."""
     path, colour = trace.path, style.TONES["survives"].light
     if trace.extent is not None:
         ax.imshow(trace.start, extent=trace.extent, alpha=0.3, interpolation="nearest")

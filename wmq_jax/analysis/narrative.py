@@ -81,45 +81,47 @@ def _speed_and_size(main: Comparison, charts: Mapping[str, str]) -> Iterator[str
     yield page.heading("How fast, at what size")
     yield page.svg_figure(
         charts["success_by_iteration"],
-        "Success within 1, 2, ... MPC iterations, with pointwise 95% intervals. Success is sticky: a cell that has reached the "
-        "goal has succeeded.",
+        "Success within 1, 2, ... MPC iterations, with pointwise 95% intervals. Success is sticky: a cell that has "
+        "reached the goal has succeeded.",
     )
     yield page.svg_figure(
         charts["success_by_size"],
-        "Success against storage size, integers packed and scales counted. Variants of equal size are drawn slightly apart; "
-        "names that find no room are left out.",
+        "Success against storage size, integers packed and scales counted. Variants of equal size are drawn slightly "
+        "apart; names that find no room are left out.",
     )
 
 
 def _alignment(main: Comparison, aligned: Mapping[str, Alignment], charts: Mapping[str, str]) -> Iterator[str]:
     yield page.heading("Does a lower cost still mean success?")
     yield page.paragraph(
-        "A planner only sees its own cost. For it to succeed, the cost it predicts for a plan must come true (imagination), a "
-        "lower cost must mean a shorter true distance (objective), a predicted gain must be a true gain (progress), and plans "
-        "of low predicted cost must be those that reach the goal (task). Each column below is one of these links, oriented so "
-        "that 1 is perfect alignment and 0 is none."
+        "A planner only sees its own cost. For it to succeed, the cost it predicts for a plan must come true "
+        "(imagination), a lower cost must mean a shorter true distance (objective), a predicted gain must be a true "
+        "gain (progress), and plans of low predicted cost must be those that reach the goal (task). Each column "
+        "below is one of these links, oriented so that 1 is perfect alignment and 0 is none."
     )
     yield page.svg_figure(
         charts["alignment"],
-        "Rank correlations per variant. A missing mark is a correlation without meaning, as when no plan of a variant reached "
-        "the goal.",
+        "Rank correlations per variant. A missing mark is a correlation without meaning, as when no plan of a "
+        "variant reached the goal.",
     )
     yield page.bullets(
         (
-            "Quantizing the encoder changes the latent space, so costs of two variants are in different units. All correlations "
-            "are of ranks within one variant; no cost is compared between variants.",
-            "A cell stops when it has succeeded: iteration k holds only the cells that are still unsolved, which are harder "
-            "ones, and a variant that fails contributes more plans than one that succeeds. The first iteration, where every cell "
-            "plans, is free of this selection and is shown as a ring.",
-            "Episodes differ in difficulty, and an easy episode has both a low cost and a short distance. That raises the first, "
-            "second and fourth link in every variant; the third compares changes and depends on it less.",
-            f"Intervals resample whole episodes ({RESAMPLES} draws, percentiles), since plans of one episode depend on each other.",
+            "Quantizing the encoder changes the latent space, so costs of two variants are in different units. All "
+            "correlations are of ranks within one variant; no cost is compared between variants.",
+            "A cell stops when it has succeeded: iteration k holds only the cells that are still unsolved, which are "
+            "harder ones, and a variant that fails contributes more plans than one that succeeds. The first "
+            "iteration, where every cell plans, is free of this selection and is shown as a ring.",
+            "Episodes differ in difficulty, and an easy episode has both a low cost and a short distance. That "
+            "raises the first, second and fourth link in every variant; the third compares changes and depends on it "
+            "less.",
+            f"Intervals resample whole episodes ({RESAMPLES} draws, percentiles), since plans of one episode depend "
+            "on each other.",
         )
     )
     yield page.svg_figure(
         charts["plans"],
-        "Every executed plan of full precision and of variants from best to worst. Above the dashed line the plan turned out "
-        "costlier than predicted. Each variant has scales of its own.",
+        "Every executed plan of full precision and of variants from best to worst. Above the dashed line the plan "
+        "turned out costlier than predicted. Each variant has scales of its own.",
     )
     yield page.details("Rank correlations as numbers", _correlation_table(main, aligned))
     yield page.details("Cells that still planned, by MPC iteration", _planning_table(main, aligned))
@@ -131,9 +133,9 @@ def _rollouts(pictures: Sequence[Picture]) -> Iterator[str]:
         return
     yield page.heading("What the models imagined")
     yield page.paragraph(
-        "Reality above, the decoded imagination of the same actions below. Imagination starts again from what was observed at "
-        "every MPC iteration. A decoder is only a window into a latent: what it cannot draw may still be there, and the "
-        "planner never sees its pictures."
+        "Reality above, the decoded imagination of the same actions below. Imagination starts again from what was "
+        "observed at every MPC iteration. A decoder is only a window into a latent: what it cannot draw may still be "
+        "there, and the planner never sees its pictures."
     )
     for strip in strips:
         trace = strip.trace
@@ -151,9 +153,10 @@ def _noise(results: Results) -> Iterator[str]:
     tile, other = results.protocol.get("tile"), _nested(results.protocol, "config", "engine", "noise_floor_tile")
     sizes = f" ({tile} and {other} cells)" if tile and other else ""
     yield page.paragraph(
-        f"The same cells computed at two tile sizes{sizes}. Only the order of floating-point operations differs; a difference "
-        "in the last bit can flip a quantization step, and that an elite of the planner. Outcomes of single cells that differ "
-        "by no more than this between variants are not evidence; all comparisons above are between variants at one tile size."
+        f"The same cells computed at two tile sizes{sizes}. Only the order of floating-point operations differs; a "
+        "difference in the last bit can flip a quantization step, and that an elite of the planner. Outcomes of "
+        "single cells that differ by no more than this between variants are not evidence; all comparisons above are "
+        "between variants at one tile size."
     )
     head = [
         ("", "variant", True),
@@ -176,8 +179,8 @@ def _noise(results: Results) -> Iterator[str]:
         ],
     )
     yield page.paragraph(
-        "Deviation: the largest distance between the two paths of a cell, in units of the state; median over the cells whose "
-        "paths differ.",
+        "Deviation: the largest distance between the two paths of a cell, in units of the state; median over the "
+        "cells whose paths differ.",
         "note",
     )
 
@@ -190,14 +193,15 @@ def _protocol(results: Results, main: Comparison | None) -> Iterator[str]:
         seeds = "one CEM seed" if main.seeds == 1 else f"{main.seeds} CEM seeds"
         yield page.bullets(
             (
-                f"{main.episodes} evaluation episodes, one checkpoint, {seeds}. All variants plan the same episodes with the same "
-                "noise, so they are compared in pairs. The intervals speak about further episodes of this task for this "
-                "checkpoint, not about other training runs.",
-                "Success rates: Wilson score intervals. Paired differences: Newcombe (1998), method 10. Tests: exact and two-sided ("
-                f"{'McNemar' if main.seeds == 1 else 'sign flips over episodes'}), after the last MPC iteration only; adjusted over all quantized variants by Holm. Correlations: "
-                "Spearman, ties by midranks.",
-                "Reference rows: the true simulator replaces the model in the same planner; random actions are drawn in place of "
-                "plans. They are compared with full precision but are not part of the tested family.",
+                f"{main.episodes} evaluation episodes, one checkpoint, {seeds}. All variants plan the same episodes "
+                "with the same noise, so they are compared in pairs. The intervals speak about further episodes of "
+                "this task for this checkpoint, not about other training runs.",
+                "Success rates: Wilson score intervals. Paired differences: Newcombe (1998), method 10. Tests: exact "
+                f"and two-sided ({'McNemar' if main.seeds == 1 else 'sign flips over episodes'}), after the last MPC "
+                "iteration only; adjusted over all quantized variants by Holm. Correlations: Spearman, ties by "
+                "midranks.",
+                "Reference rows: the true simulator replaces the model in the same planner; random actions are drawn "
+                "in place of plans. They are compared with full precision but are not part of the tested family.",
             )
         )
 

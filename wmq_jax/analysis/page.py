@@ -12,7 +12,8 @@ from wmq_jax.analysis.style import theme_css
 
 _CSS = """
 *{box-sizing:border-box}
-body{margin:0;background:var(--paper);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
+body{margin:0;background:var(--paper);color:var(--ink);
+  font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,sans-serif}
 main{max-width:72rem;margin:0 auto;padding:2.5rem 1.25rem 5rem}
 h1{font-size:2rem;line-height:1.2;margin:.2rem 0 .6rem;letter-spacing:-.015em}
 h2{font-size:1.3rem;margin:3.2rem 0 .4rem;letter-spacing:-.01em}
@@ -23,7 +24,7 @@ p,li{max-width:46rem}
 ul{padding-left:1.2rem}
 figure{margin:1.4rem 0}
 figure svg,figure img{display:block;width:100%;height:auto}
-figure svg,figure.photo{max-width:60rem}
+figure.photo{max-width:60rem}
 figure.photo{background:#fff;border:1px solid var(--grid);border-radius:8px;padding:.8rem}
 .scroll{overflow-x:auto;margin:1.2rem 0}
 table{border-collapse:collapse;font-size:.84rem;font-variant-numeric:tabular-nums;white-space:nowrap}
@@ -46,7 +47,7 @@ dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One table cell: its text, whether it is aligned left, a style class ('' or a verdict), and a small second line."""
+    """A table cell: its text, whether it is aligned left, a style class ('' or a verdict), a small second line."""
 
     text: str
     left: bool = False
@@ -59,8 +60,10 @@ def page(title: str, parts: Iterable[str]) -> str:
     body = "\n".join(parts)
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width,initial-scale=1"><meta name="color-scheme" content="light dark">'
-        f"<title>{html.escape(title)}</title><style>{theme_css()}{_CSS}</style></head>\n<body><main>\n{body}\n</main></body></html>\n"
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{html.escape(title)}</title><style>{theme_css()}{_CSS}</style></head>\n"
+        f"<body><main>\n{body}\n</main></body></html>\n"
     )
 
 

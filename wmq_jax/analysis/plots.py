@@ -170,7 +170,8 @@ def draw_alignment(fig: "Figure", comparison: Comparison, aligned: Mapping[str, 
         ax.tick_params(axis="y", length=0)
         ax.spines["left"].set_visible(False)
     fig.supxlabel(
-        "Spearman's rank correlation, within each variant (filled: all iterations, 95% interval; ring: first iteration)",
+        "Spearman's rank correlation, within each variant (filled: all iterations, 95% interval; ring: first "
+        "iteration)",
         fontsize=8.5,
     )
 
@@ -180,7 +181,7 @@ def scatter_size(names: Sequence[str]) -> tuple[float, float]:
 
 
 def draw_scatter(fig: "Figure", comparison: Comparison, aligned: Mapping[str, Alignment], names: Sequence[str]) -> None:
-    """Every executed plan of chosen variants: predicted against realised cost, and realised cost against true distance."""
+    """Executed plans of chosen variants: predicted against realised cost, realised cost against true distance."""
     panels = fig.subplots(2, len(names), squeeze=False)
     for column, name in enumerate(names):
         data, line = aligned[name].points, comparison.line(name)
@@ -337,7 +338,7 @@ def _stroke(line: str, colour: str, label: str):
 
 
 def _cloud(ax: "Axes", x: np.ndarray, y: np.ndarray, solved: np.ndarray, log_y: bool) -> None:
-    """Solved and unsolved plans as points; those that a log axis has no place for (not finite, not positive) are left out."""
+    """Solved and unsolved plans as points, without those that a log axis has no place for."""
     drawable = np.isfinite(x) & np.isfinite(y) & (x > 0) & ((y > 0) | (not log_y))
     ax.set_xscale("log")
     ax.set_yscale("log" if log_y else "linear")
@@ -380,7 +381,7 @@ def _spread(values: Sequence[float]) -> list[float]:
 
 
 def log_ticks(low: float, high: float) -> list[float]:
-    """Two to six values in low..high: 1, 2, 5 times powers of ten; powers alone in a long range, even steps in a short one."""
+    """Two to six values in low..high: powers of ten, 2 and 5 times them in a short range, even steps in a tiny one."""
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5) if low <= factor * 10.0**power <= high]
     if len(fine) > 6:

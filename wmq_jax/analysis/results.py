@@ -291,7 +291,8 @@ def _canonical(rows: Iterable[Row], order: Iterable[str]) -> tuple[Row, ...]:
         known = unique.setdefault(key, row)
         if known is not row and not _same(known, row):
             raise ValueError(
-                f"variant '{row.variant}', episode {row.episode}, seed {row.seed}, horizon {row.horizon} has two different rows"
+                f"variant '{row.variant}', episode {row.episode}, seed {row.seed}, horizon {row.horizon} has two "
+                "different rows"
             )
     lengths = {len(row.success) for row in unique.values()}
     if len(lengths) > 1:

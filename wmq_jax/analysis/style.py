@@ -106,6 +106,8 @@ def to_svg(fig: "Figure", name: str) -> str:
     fig.savefig(out, format="svg")
     svg = out.getvalue()
     svg = svg[svg.index("<svg") :]
+    # A page stretches figures to its width: small ones only as far as their text stays text.
+    svg = svg.replace("<svg", f'<svg style="max-width:min(60rem,{1.35 * fig.get_figwidth():.2f}in)"', 1)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)  # holds the date
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     for role, tone in TONES.items():

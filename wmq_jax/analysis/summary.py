@@ -165,7 +165,8 @@ def headline(comparison: Comparison | None) -> str:
     if survivors:
         smallest = min(survivors, key=lambda line: line.variant.size_bytes)
         share = smallest.variant.size_bytes / base.variant.size_bytes
-        text += f"; {smallest.name}, the smallest survivor, in {smallest.success[-1].estimate:.0%} at {share:.0%} of the size"
+        rate = smallest.success[-1].estimate
+        text += f"; {smallest.name}, the smallest survivor, in {rate:.0%} at {share:.0%} of the size"
     return text + "."
 
 
@@ -174,7 +175,8 @@ def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
     margin = round(100 * SURVIVAL_MARGIN)
     meaning: dict[Verdict, str] = {
         "survives": f"a loss of {margin} points or more is excluded with 95% confidence",
-        "undecided": f"no loss is established after Holm's adjustment, but one of {margin} points is not excluded; more episodes would tell",
+        "undecided": f"no loss is established after Holm's adjustment, but one of {margin} points is not excluded; "
+        "more episodes would tell",
         "falls": f"worse than full precision, Holm-adjusted p < {LEVEL:g}",
     }
     separator = "; " if any("," in line.name for line in comparison.lines) else ", "
@@ -187,16 +189,19 @@ def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
 
 
 def baseline_caveat(comparison: Comparison) -> str | None:
-    """What to say where full precision is not clearly better than random actions: there is then nothing to survive."""
+    """What to say where full precision is not clearly better than random actions or fails: nothing is to be lost."""
     for line in comparison.references:
         if line.name == RANDOM_ACTIONS and line.difference is not None and line.difference.high >= 0:
             return "Full precision is not clearly better than random actions here, so that surviving says nothing."
+    for line in comparison.lines:
+        if line.verdict == "baseline" and line.cells and line.success[-1].estimate <= SURVIVAL_MARGIN:
+            return "Full precision hardly ever reaches the goal here, so that surviving says nothing."
     return None
 
 
 @dataclasses.dataclass(frozen=True)
 class _Clustering:
-    """Correlation of an episode's cells across seeds: of success within 1..M iterations, and of differences to full precision."""
+    """Correlation of an episode's cells across seeds: of success within 1..M iterations, and of differences."""
 
     success: tuple[float, ...]
     difference: float

@@ -161,8 +161,9 @@ def _sample_notes(comparison: Comparison) -> tuple[str, ...]:
     test = "exact McNemar test" if one_seed else "exact sign-flip test over episodes"
     notes = [
         f"{comparison.episodes} episodes, horizon {comparison.horizon}, one checkpoint, {seeds}.",
-        f"Success in % of cells with its 95% Wilson interval; vs FP: paired difference in points after {comparison.iterations} "
-        f"MPC iterations with its 95% Newcombe interval; p: {test}, Holm-adjusted over the variants.",
+        "Success in % of cells with its 95% Wilson interval; vs FP: paired difference in points after "
+        f"{comparison.iterations} MPC iterations with its 95% Newcombe interval; p: {test}, Holm-adjusted over the "
+        "variants.",
     ]
     counts = [line.cells for line in comparison.lines]
     if len(set(counts)) > 1:

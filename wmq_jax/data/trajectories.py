@@ -1,4 +1,4 @@
-"""Our own trajectory format: states and actions only, since frames of a device environment are rendered when they are needed."""
+"""Our own trajectory format: states and actions, since frames of a device environment are rendered when needed."""
 
 import io as stdio
 import json

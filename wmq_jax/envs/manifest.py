@@ -1,7 +1,8 @@
 """Manifests: which episodes are evaluated, calibrated or developed on, drawn from disjoint families of seeds.
 
-Episode n of a manifest with base seed s starts and ends where the environment's official rule puts seed ``s * n + offset``.
-The published planner evaluates with offset 1 and the published study calibrates with offset 2; development uses 3.
+Episode n of a manifest with base seed s starts and ends where the environment's official rule puts seed
+``s * n + offset``. The published planner evaluates with offset 1 and the published study calibrates with offset 2;
+development uses 3.
 """
 
 import dataclasses

@@ -113,5 +113,5 @@ def closed_loop_statistics(
     limits: Mapping[str, int],
     samples: Mapping[str, int],
 ) -> Any:
-    """Statistics of every site over :func:`planner_rollouts`, with ``samples`` as of :func:`wmq_jax.quantized.calibrate`."""
+    """Statistics of every site over :func:`planner_rollouts`; ``samples`` as in :func:`wmq_jax.quantized.calibrate`."""
     return calibrate(model, {"params": params}, planner_rollouts(engine, manifest, limits), **samples)

@@ -130,7 +130,7 @@ class Engine:
         return jax.device_get(self.program(self.table, self.episodes, jax.device_put(work, self.spread)))
 
     def with_data(self, table: Any, manifest: Manifest) -> "Engine":
-        """The same program over another table of as many variants, or other episodes (no more of them): nothing is compiled."""
+        """The same program over another table of as many variants, or no more other episodes: nothing compiles."""
         episodes = device_episodes(manifest, len(self.episodes.seed))
         sharding = self.episodes.seed.sharding
         table, episodes = (jax.device_put(x, sharding) for x in (table, episodes))

@@ -58,7 +58,7 @@ def cell_bytes(model: WorldModelConfig, config: MPCConfig, keep_all: bool, refer
 
 
 def available_bytes() -> int:
-    """Memory that a device of this process can still hand out: the accelerator's limit, or its share of the host's free memory."""
+    """Memory a device of this process can still hand out: the accelerator's limit, or its share of the host's."""
     device = jax.local_devices()[0]
     stats = device.memory_stats() or {}
     if "bytes_limit" in stats:
@@ -114,7 +114,7 @@ def choose_tile(
             tile //= 2
     if peak(tile) > budget:
         raise ValueError(
-            f"a tile of {tile} needs about {peak(tile) / 2**30:.1f} GiB a device and {budget / 2**30:.1f} GiB are free; "
-            "lower --config.engine.tile, --config.planner.samples or the number of --config.variants"
+            f"a tile of {tile} needs about {peak(tile) / 2**30:.1f} GiB a device and {budget / 2**30:.1f} GiB are "
+            "free; lower --config.engine.tile, --config.planner.samples or the number of --config.variants"
         )
     return tile, peak(tile)

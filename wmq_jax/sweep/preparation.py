@@ -1,4 +1,4 @@
-"""From a config to a sweep that is ready to be compiled: everything that can fail because of what the user gave, fails here."""
+"""From a config to a sweep that is ready to be compiled: whatever the user got wrong, fails here."""
 
 import dataclasses
 import json
@@ -77,8 +77,8 @@ def _load_checkpoint(where: str, dataset: OfficialDataset | None) -> ModelCheckp
         return checkpoint
     if dataset is None:
         raise ValueError(
-            f"checkpoint {where} was converted without its data set, so its statistics are unknown: set dataset to the data "
-            "set's folder or zip file"
+            f"checkpoint {where} was converted without its data set, so its statistics are unknown: set dataset to "
+            "the data set's folder or zip file"
         )
     return dataclasses.replace(checkpoint, normalizer=dataset.normalizer)
 
@@ -88,8 +88,8 @@ def _check_dataset(dataset: OfficialDataset, model: WorldModelConfig) -> None:
     found = dataset.actions.shape[-1] * model.frameskip, dataset.proprio.shape[-1]
     if found != (model.action_dim, model.proprio_dim):
         raise ValueError(
-            f"the checkpoint takes model actions and proprioception of {model.action_dim} and {model.proprio_dim} numbers, but "
-            f"data set {dataset.place.path} has {found[0]} and {found[1]}"
+            f"the checkpoint takes model actions and proprioception of {model.action_dim} and {model.proprio_dim} "
+            f"numbers, but data set {dataset.place.path} has {found[0]} and {found[1]}"
         )
 
 

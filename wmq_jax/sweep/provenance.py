@@ -21,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 def git_revision() -> str | None:
-    """The revision of the checkout this package is imported from, ``-dirty`` if it was edited; None outside a checkout."""
+    """The revision of the checkout this package is in, ``-dirty`` if it was edited; None outside a checkout."""
     root = Path(wmq_jax.__file__).parent.parent
     if not (root / ".git").exists():
         return None

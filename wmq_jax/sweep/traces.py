@@ -43,7 +43,7 @@ def to_pixels(images: jax.Array) -> jax.Array:
 
 
 def _iteration_frames(problem: Problem, config: WorldModelConfig, apply, variables, env_state, actions, horizon):
-    """Frames of one executed plan: real (H, h, w, 3) and imagined (H, h', w', 3), uint8; entries past the horizon are unused."""
+    """Frames of one executed plan, uint8: real (H, h, w, 3), imagined (H, h', w', 3); unused past the horizon."""
     observation = problem.env.observe(env_state)
     latent = problem.model.encode(variables, observation)
     frames = imagine(apply, config, variables, latent, actions[None], None, "all")

@@ -1,4 +1,4 @@
-"""The official optimizers of DINO-WM, one per module, as one optax transformation; and Muon, which small models need."""
+"""DINO-WM's optimizers, one per module, as one optax transformation; and Muon, which small models need."""
 
 from __future__ import annotations
 

@@ -1,5 +1,6 @@
 """What a trained world model imagines, measured against the truth and drawn beside it."""
 
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,31 +56,21 @@ def imagine_trajectories(model: WorldModel, params: Any, env: Wall, frames: Fram
 
 def draw_rollouts(path: Path, rollouts: Rollouts, count: int) -> None:
     """Draws `count` rollouts to a PNG file, each as a row of true frames above a row of decoded imagination."""
+    from matplotlib.figure import Figure  # only runs that draw load matplotlib
+
     rows = []
     for truth, imagined in zip(rollouts.truth[:count], rollouts.imagined[:count], strict=True):
         side = imagined.shape[1]
         rows += [jax.image.resize(truth, (*truth.shape[:1], side, side, 3), "linear"), imagined]
     pixels = np.asarray(jnp.clip(jnp.stack(rows) * 0.5 + 0.5, 0, 1) * 255).round().astype(np.uint8)
-    io.write_bytes(path, _png(_mosaic(pixels)))
-
-
-def _mosaic(images: np.ndarray, gap: int = 4) -> np.ndarray:
-    """(R, F, h, w, 3) uint8 -> one picture, with grey gaps that are wider after every second row."""
-    count, frames, height, width, _ = images.shape
-    canvas = np.full((count * (height + gap) + count // 2 * gap, frames * (width + gap), 3), 160, np.uint8)
-    for row in range(count):
-        top = row * (height + gap) + row // 2 * gap
-        for column in range(frames):
-            left = column * (width + gap)
-            canvas[top : top + height, left : left + width] = images[row, column]
-    return canvas
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    import io as stdio  # pylint: disable=g-import-not-at-top
-
-    from matplotlib import image  # pylint: disable=g-import-not-at-top
-
-    buffer = stdio.BytesIO()
-    image.imsave(buffer, pixels, format="png")
-    return buffer.getvalue()
+    fig = Figure(figsize=(0.9 * pixels.shape[1] + 0.5, 0.95 * len(rows) + 0.5), layout="constrained")
+    for row, axes in enumerate(fig.subplots(len(rows), pixels.shape[1], squeeze=False)):
+        axes[0].set_ylabel("imagined" if row % 2 else "true", fontsize=8)
+        for frame, ax in enumerate(axes):
+            ax.imshow(pixels[row, frame], interpolation="nearest")
+            ax.set(xticks=[], yticks=[])
+            if row == 0:
+                ax.set_title("observed" if frame == 0 else f"action {frame}", fontsize=8)
+    buffer = BytesIO()
+    fig.savefig(buffer, format="png", dpi=100)
+    io.write_bytes(path, buffer.getvalue())
