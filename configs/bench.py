@@ -19,6 +19,7 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
         raise ValueError(f"configs/bench.py has the modes {', '.join(MODES)}, not {mode!r}")
     config = ml_collections.ConfigDict()
     config.name = f"bench-{mode}"
+    config.only = ""  # the sections whose title has this in it; "" is all
     config.repeats = 3  # of every timing; medians are reported
     config.rollout = dict(samples=64, horizon=5)
     config.planner = dict(samples=64, elites=8, steps=8)

@@ -359,6 +359,10 @@ def main(config: dict[str, Any]) -> None:
         from wmq_jax.sweep.devices import configure
 
         configure()
+        parts = sections(config)
+        chosen = [title for title in parts if config["only"] in title]
+        if not chosen:
+            raise ValueError(f"--config.only={config['only']} is in none of the titles {', '.join(parts)}")
     import jax
 
     from wmq_jax.io import write_json
@@ -371,9 +375,9 @@ def main(config: dict[str, Any]) -> None:
         "xla_flags": provenance.xla_flags(),
         "config": json.loads(json.dumps(config)),
     }
-    for title, measure in sections(config).items():
+    for title in chosen:
         print(f"{title} ...", file=sys.stderr, flush=True)
-        figures[title] = {name: float(f"{value:.4g}") for name, value in measure().items()}
+        figures[title] = {name: float(f"{value:.4g}") for name, value in parts[title]().items()}
         print("\n".join(f"  {name:<48} {value:>10.4g}" for name, value in figures[title].items()), flush=True)
         if out:
             write_json(out, figures)

@@ -68,7 +68,10 @@ def test_layout_and_extras_may_change_on_resuming(prepare, alone):
     before = lines(alone)
     assert run(prepare(**SMALL, engine__devices=1, engine__tiles_per_call=3, pictures=1), alone)
     assert lines(alone) == before
-    assert (alone / "traces.npz").exists()
+    traced = lambda: {entry["variant"] for entry in json.loads((alone / "traces.json").read_text())}
+    assert len(traced()) == 1
+    assert run(prepare(**SMALL, engine__devices=1, engine__tiles_per_call=3, pictures=2), alone)
+    assert len(traced()) == 2
 
 
 @pytest.mark.parametrize("change", [dict(planner__alpha=0.5), dict(calibration__samples=1), dict(episodes__count=4)])

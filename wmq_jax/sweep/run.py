@@ -17,7 +17,7 @@ from wmq_jax.sweep.progress import ProgressBar
 from wmq_jax.sweep.rows import make_row
 from wmq_jax.sweep.scheduler import run_cells
 from wmq_jax.sweep.store import ResultsFolder
-from wmq_jax.sweep.traces import save_traces
+from wmq_jax.sweep.traces import save_traces, traced_variants
 
 
 def _compile(sweep: Sweep, problem: Any, table: Any, tile: int) -> Engine:
@@ -169,13 +169,11 @@ def run_sweep(sweep: Sweep, folder: ResultsFolder) -> bool:
         _noise_floor(sweep, folder, table, engine)
     if not finish_table(folder, table):
         return False
-    drawable = settings.pictures and sweep.checkpoint.config.decoder is not None
-    if drawable and not (folder.path / "traces.json").exists():
+    pictures = min(settings.pictures, len(sweep.names)) if sweep.checkpoint.config.decoder is not None else 0
+    if pictures > len(traced_variants(folder)):
         done = folder.load(table.name)
         rows = [done[table.key(cell)] for cell in table.cells]
-        save_traces(
-            folder, engine(), sweep.apply, sweep.checkpoint, sweep.names, rows, sweep.evaluation, settings.pictures
-        )
+        save_traces(folder, engine(), sweep.apply, sweep.checkpoint, sweep.names, rows, sweep.evaluation, pictures)
     return True
 
 

@@ -1,6 +1,7 @@
 """What the report draws: for chosen cells, the real frames, the imagined ones, start, goal and path."""
 
 import io
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -35,6 +36,12 @@ def chosen_rows(rows: Sequence[Mapping[str, Any]], variants: Sequence[str]) -> l
             if row is not None:
                 picks.append((outcome, row))
     return picks
+
+
+def traced_variants(folder: ResultsFolder) -> set[str]:
+    """Names of the variants that a results folder has pictures of."""
+    index = folder.path / "traces.json"
+    return {entry["variant"] for entry in json.loads(index.read_text())} if index.exists() else set()
 
 
 def to_pixels(images: jax.Array) -> jax.Array:

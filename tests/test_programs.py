@@ -1,0 +1,58 @@
+"""Programs whose parts are tested elsewhere, run once as a user starts them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+TINY_TRAINING = {
+    "model.encoder": dict(width=16, depth=1, heads=2, mlp_dim=32),
+    "model.predictor": dict(depth=1, heads=2, dim_head=8, mlp_dim=32),
+    "model.decoder": dict(channel=8, n_res_block=1, n_res_channel=4),
+    "data": dict(train=40, validation=6),
+    "data.walk": dict(steps=10),
+    "encoder": dict(steps=2, chunk=2, batch=4, warmup=1, grid=8),
+    "predictor": dict(rounds=2, shard=20, batch=8, warmup=1),
+    "decoder": dict(steps=2, chunk=2, batch=2, warmup=1),
+    "validation": dict(rollouts=4, pictures=1, episodes=2, horizon=2, iterations=1),
+    "validation.planner": dict(samples=4, elites=2, steps=2),
+}
+
+
+def program(name, *arguments):
+    return subprocess.run(
+        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_train_leaves_a_model_with_pictures_and_a_summary_and_is_then_done(tmp_path):
+    settings = [f"--config.{group}.{k}={v}" for group, fields in TINY_TRAINING.items() for k, v in fields.items()]
+    command = ["--config=configs/train_wall.py:small", *settings, f"--workdir={tmp_path / 'run'}"]
+    run = program("train", *command)
+    assert run.returncode == 0, run.stderr
+    assert (tmp_path / "run" / "rollouts.png").read_bytes().startswith(b"\x89PNG")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert set(summary["stages"]) == {"data", "encoder", "predictor", "decoder", "validation"}
+    assert (tmp_path / "run" / "model" / "model.json").exists()
+    again = program("train", *command)
+    assert again.returncode == 0 and "done" in again.stdout + again.stderr
+
+
+def test_bench_measures_the_sections_that_are_asked_for(tmp_path):
+    small = ["--config.repeats=1", "--config.planner.steps=1", "--config.planner.samples=8", "--config.cells=2"]
+    run = program("bench", "--config.only=idle", *small, f"--out={tmp_path / 'figures.json'}")
+    assert run.returncode == 0, run.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures) == {"device", "versions", "git_revision", "xla_flags", "config", "idle tiles"}
+    assert 0 < figures["idle tiles"]["half idle over busy"] < 2
+
+
+def test_bench_names_its_sections():
+    run = program("bench", "--config.only=nothing")
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: --config.only=nothing is in none of the titles rollout, history 1, ")
