@@ -23,6 +23,11 @@ configure(devices=2)
 _KEY = "golden"
 
 
+def pytest_collection_modifyitems(items):
+    """Whole runs first: the longest files must not be the last that a worker starts."""
+    items.sort(key=lambda item: "sweep" not in item.path.parts)
+
+
 def pytest_sessionfinish(session):
     output = getattr(session.config, "workeroutput", None)  # there in a worker of pytest-xdist
     if output is not None:
