@@ -109,9 +109,12 @@ def test_grammar(text, name, canonical):
         ("w4a16-token", "an activation granularity needs activation bits below 16"),
         ("w8a8-row", "per tensor or token, not per row"),
         ("magic:w4", "there is no method 'magic'; the methods are awq, omniquant, omse, rtn, smoothquant"),
-        ("decoder=w4", "must name encoder and predictor at most once each"),
-        ("encoder=w4,encoder=w8", "must name encoder and predictor at most once each"),
-        ("encoder=w4,w8", "must name encoder and predictor at most once each"),
+        ("decoder=w4", "the modules that are quantized are encoder and predictor; each is named at most once"),
+        (
+            "encoder=w4,encoder=w8",
+            "the modules that are quantized are encoder and predictor; each is named at most once",
+        ),
+        ("encoder=w4,w8", "the modules that are quantized are encoder and predictor; each is named at most once"),
     ],
 )
 def test_bad_variants_are_quoted_with_what_is_wrong(text, message):

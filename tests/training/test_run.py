@@ -99,7 +99,7 @@ def test_a_damaged_workdir_is_named(tiny_config, tmp_path):
         training.open_workdir(tmp_path, tiny_config, PROVENANCE)
 
 
-def test_what_an_earlier_session_left_is_checked(tiny_config, tmp_path):
+def test_what_an_earlier_start_left_is_checked(tiny_config, tmp_path):
     training.open_workdir(tmp_path, tiny_config, PROVENANCE)
     training.check_folder(tmp_path)
     (tmp_path / "data").mkdir()

@@ -137,7 +137,7 @@ def parse_variant(text: str) -> VariantSpec:
         parts = [part.partition("=") for part in text.split(",")]
         modules = [module.strip() for module, _, _ in parts]
         if len(set(modules)) != len(modules) or not set(modules) <= set(MODULES):
-            raise ValueError(f"it must name {' and '.join(MODULES)} at most once each")
+            raise ValueError(f"the modules that are quantized are {' and '.join(MODULES)}; each is named at most once")
         return VariantSpec(**{module: _parse_module(spec) for module, (_, _, spec) in zip(modules, parts)})
     except ValueError as error:
         raise ValueError(f"variant '{text}': {error}") from None

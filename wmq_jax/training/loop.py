@@ -54,7 +54,7 @@ class StageResult(NamedTuple):
     Attributes:
       state: the last state.
       metrics: of the last chunk.
-      seconds: computing time over all sessions, compilation included.
+      seconds: computing time over all starts, compilation included.
     """
 
     state: TrainState
@@ -63,7 +63,7 @@ class StageResult(NamedTuple):
 
 
 def run_stage(stage: Stage, workdir: Path, log: Callable[[str], None], save_every: float = 20.0) -> StageResult:
-    """Runs a stage to its end, from where an earlier session left it.
+    """Runs a stage to its end, from where an earlier start left it.
 
     Args:
       stage: what to run.

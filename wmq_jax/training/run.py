@@ -53,7 +53,7 @@ def open_workdir(workdir: str | Path, config: Mapping[str, Any], provenance: Map
 
 
 def check_folder(workdir: Path) -> None:
-    """Reads what an earlier session left in a folder of `open_workdir`.
+    """Reads what an earlier start left in a folder of `open_workdir`.
 
     Raises:
       ValueError: a file is damaged or missing; the message names it and what to delete.
@@ -137,7 +137,7 @@ def init_params(model: WorldModel, key: jax.Array) -> dict[str, Any]:
 
 
 def _trajectories(settings: TrainSettings, workdir: Path, key: jax.Array, log: Log) -> list[Trajectories]:
-    """Training and validation trajectories, from disk where an earlier session left them."""
+    """Training and validation trajectories, from disk where an earlier start left them."""
     folder = workdir / "data"
     folder.mkdir(exist_ok=True)
     parts = []
