@@ -89,28 +89,16 @@ def save_traces(
         Cell(names.index(row["variant"]), row["seed"], row["horizon"], row["episode"]): outcome
         for outcome, row in picks
     }
-    frames = jax.jit(lambda *args: _iteration_frames(problem, checkpoint.config, apply, *args))
-    picture = jax.jit(lambda state: problem.env.observe(problem.env.reset(state)).visual.astype(jnp.uint8))
+    draw = _Tracer(problem, checkpoint.config, apply)
     index, arrays = [], {}
     finished = {done.cell: done.records for call in run_cells(engine, list(cells)) for done in call.finished}
     for cell, outcome in cells.items():
         key = f"{names[cell.variant]}/{outcome}"
         variables = jax.tree.map(lambda x: x[cell.variant], engine.table)
         variables["params"]["decoder"] = checkpoint.params["decoder"]
-        executed = int(num_executed(problem.config, cell.horizon))
-        init, goal = (manifest.init[cell.episode], manifest.goal[cell.episode])
-        env_state = problem.env.reset(init.astype(np.float32))
-        real, imagined, path = [], [], [init[:2]]
-        for record in finished[cell]:
-            seen, decoded = frames(variables, env_state, record.actions, np.int32(cell.horizon))
-            real.append(np.asarray(seen[:executed]))
-            imagined.append(np.asarray(decoded[:executed]))
-            path += [place[:2] for place in record.path[:executed]]
-            env_state = record.env_state
-        arrays[f"{key}/real"], arrays[f"{key}/imagined"] = np.concatenate(real), np.concatenate(imagined)
-        arrays[f"{key}/path"] = np.stack(path).astype(np.float32)
-        arrays[f"{key}/start"] = np.asarray(picture(init.astype(np.float32)))
-        arrays[f"{key}/goal"] = np.asarray(picture(goal.astype(np.float32)))
+        ends = (manifest.init[cell.episode], manifest.goal[cell.episode])
+        found = draw(variables, *ends, finished[cell], cell.horizon)
+        arrays |= {f"{key}/{name}": value for name, value in found.items()}
         entry = {"variant": names[cell.variant], "episode": cell.episode, "outcome": outcome, "key": key}
         if problem.env.spec.extent is not None:
             entry["extent"] = list(problem.env.spec.extent)
@@ -119,3 +107,31 @@ def save_traces(
     np.savez_compressed(buffer, **arrays)
     write_bytes(folder.path / "traces.npz", buffer.getvalue())
     write_json(folder.path / "traces.json", index)
+
+
+class _Tracer:
+    """What happened in a cell and what the model imagined, as arrays; compiled once for all cells."""
+
+    def __init__(self, problem: Problem, config: WorldModelConfig, apply: Any):
+        self.problem = problem
+        self.frames = jax.jit(lambda *args: _iteration_frames(problem, config, apply, *args))
+        self.picture = jax.jit(lambda state: problem.env.observe(problem.env.reset(state)).visual.astype(jnp.uint8))
+
+    def __call__(self, variables, init, goal, records, horizon: int) -> dict[str, np.ndarray]:
+        init, goal = init.astype(np.float32), goal.astype(np.float32)
+        executed = int(num_executed(self.problem.config, horizon))
+        env_state = self.problem.env.reset(init)
+        real, imagined, path = [], [], [init[:2]]
+        for record in records:
+            seen, decoded = self.frames(variables, env_state, record.actions, np.int32(horizon))
+            real.append(np.asarray(seen[:executed]))
+            imagined.append(np.asarray(decoded[:executed]))
+            path += [place[:2] for place in record.path[:executed]]
+            env_state = record.env_state
+        return {
+            "real": np.concatenate(real),
+            "imagined": np.concatenate(imagined),
+            "path": np.stack(path).astype(np.float32),
+            "start": np.asarray(self.picture(init)),
+            "goal": np.asarray(self.picture(goal)),
+        }
