@@ -8,10 +8,10 @@ from typing import Any
 import jax
 
 from wmq_jax import quantized
-from wmq_jax.checkpoints.native import ModelCheckpoint, bundled_model_path, load_model, params_sha256
+from wmq_jax.checkpoints.native import ModelCheckpoint, load_model, model_path, params_sha256
 from wmq_jax.data import OfficialDataset, open_dataset
-from wmq_jax.envs import make_env
-from wmq_jax.envs.manifest import Manifest, make_manifest
+from wmq_jax.envs import Environment, make_env
+from wmq_jax.envs.manifest import Manifest, dataset_manifest, make_manifest
 from wmq_jax.io import adopt_config
 from wmq_jax.models import WorldModel, WorldModelConfig
 from wmq_jax.planning import CEMConfig, Problem, world_model
@@ -72,7 +72,7 @@ class Sweep:
 
 def _load_checkpoint(where: str, dataset: OfficialDataset | None) -> ModelCheckpoint:
     """The model; statistics that it was converted without are those of the data set."""
-    checkpoint = load_model(bundled_model_path() if where == "bundled" else where)
+    checkpoint = load_model(model_path(where))
     if checkpoint.normalizer is not None:
         return checkpoint
     if dataset is None:
@@ -91,6 +91,14 @@ def _check_dataset(dataset: OfficialDataset, model: WorldModelConfig) -> None:
             f"the checkpoint takes model actions and proprioception of {model.action_dim} and {model.proprio_dim} "
             f"numbers, but data set {dataset.place.path} has {found[0]} and {found[1]}"
         )
+
+
+def _evaluation(settings: SweepSettings, env: Environment, dataset: OfficialDataset | None, frameskip: int) -> Manifest:
+    """The evaluation episodes, from where the settings say."""
+    if settings.goal_source == "dset":
+        steps = settings.goal_horizon * frameskip
+        return dataset_manifest(env, dataset, steps, settings.episodes, settings.base_seed)
+    return make_manifest(env, "evaluation", settings.episodes, settings.base_seed)
 
 
 def planning_params(params: Any) -> Any:
@@ -179,7 +187,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
         dataset=dataset,
         problem=problem,
         apply=apply,
-        evaluation=make_manifest(env, "evaluation", settings.episodes, settings.base_seed),
+        evaluation=_evaluation(settings, env, dataset, model.frameskip),
         calibration=make_manifest(env, "calibration", settings.calibration["episodes"], settings.base_seed),
         mesh=mesh,
         tile=tile,
@@ -241,10 +249,11 @@ def describe(sweep: Sweep) -> str:
         else f"gradient descent, {planner['steps']} steps"
     )
     device = sweep.config["device"]
+    goals = "" if settings.goal_source == "random_state" else f" from {settings.dataset}"
     lines = [
         f"model      {settings.checkpoint} ({sweep.config['model_parameters'] / 1e6:.2f} M parameters)",
         f"variants   {count}: " + ", ".join(sweep.names),
-        f"episodes   {settings.episodes} of {sweep.problem.env.spec.name}, {len(settings.seeds)} planner seed(s), "
+        f"episodes   {settings.episodes} of {sweep.problem.env.spec.name}{goals}, {len(settings.seeds)} planner seed(s), "
         f"horizon {', '.join(map(str, settings.horizons))} x {sweep.problem.frameskip} environment steps",
         f"planner    {optimizer}; up to {settings.mpc.iterations} MPC iterations, objective {settings.objective.keep}, "
         f"alpha {settings.objective.alpha:g}",
