@@ -29,7 +29,7 @@ def load_safetensors(path: str | os.PathLike, sha256: str | None = None) -> dict
         from safetensors.numpy import load_file
     except ImportError:
         raise ValueError(
-            f"{path}: reading it needs the safetensors package: pip install 'wmq_jax[safetensors]'"
+            f"{path}: reading it needs the safetensors package: pip install safetensors"
         ) from None
     if sha256 is not None:
         with open(path, "rb") as file:
