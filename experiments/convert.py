@@ -9,8 +9,9 @@ backbone is a file of the original DINOv2 release or Hugging Face's safetensors.
 actions and proprioception that the run was trained with; without it a sweep must be given one (PushT's are constants).
 Nothing in any of these files runs as code.
 
-The way back writes hydra.yaml, checkpoints/model_latest.pth, the backbone's file, and wmq_jax.json with what these have
-no place for: the statistics and the backbone's head count. Its folder converts again without further flags, bit for bit.
+The way back writes hydra.yaml, checkpoints/model_latest.pth, the backbone's file, and wmq_jax.json with what these
+have no place for: the statistics and the backbone's head count. Its folder converts again without further flags, bit
+for bit.
 """
 
 from absl import flags

@@ -1,6 +1,7 @@
 """Conversion of whole runs: every kind of published file, and one sentence for what does not fit."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -317,7 +318,7 @@ def test_the_command(run, tmp_path):
         assert words in there.stdout
     back = convert("--to=torch", f"--run_dir={tmp_path / 'ours'}", f"--out={tmp_path / 'theirs'}")
     assert back.returncode == 0 and "model_latest.pth" in back.stdout, back.stderr
-    assert "hydra.yaml (0.8 kB)" in back.stdout or "hydra.yaml (0.9 kB)" in back.stdout, back.stdout
+    assert re.search(r"hydra.yaml \(0\.\d kB\)", back.stdout), back.stdout
     for arguments, words in (
         ([*files, f"--out={tmp_path / 'ours'}"], "it exists and is not empty"),
         ([*files, f"--out={tmp_path / 'new'}", "--sha256=00"], "no file has the SHA-256 00"),

@@ -13,7 +13,7 @@ from tests.data.official_files import make_maze, make_wall
 from tests.sweep.conftest import TINY
 from wmq_jax import sweep as sweeps
 from wmq_jax.checkpoints.native import load_model, save_model
-from wmq_jax.data import Normalizer, open_dataset
+from wmq_jax.data import Normalizer, OfficialDataset, open_dataset
 from wmq_jax.data.splits import Split
 from wmq_jax.envs import Wall, dataset_manifest
 from wmq_jax.models import normalize_image
@@ -89,10 +89,11 @@ def test_episodes_between_states_of_validation_trajectories(prepare, data, tmp_p
     assert [[row["trajectory"], row["step"]] for row in saved] == manifest.segments.tolist()
 
 
-def test_draws_are_those_of_pythons_generator(data):
+def test_draws_are_those_of_pythons_generator(data, monkeypatch):
     """Officially: a trajectory, drawn again while it is too short, then a start; by turns, from one generator."""
     dataset = dataclasses.replace(open_dataset(data), lengths=np.array([13, 5, 13, 13, 12]))
-    dataset.split = lambda: Split(np.array([0]), np.array([3, 1, 4, 2]))  # the episode at 2 has another door
+    # The episode at 2 has another door.
+    monkeypatch.setattr(OfficialDataset, "split", lambda self: Split(np.array([0]), np.array([3, 1, 4, 2])))
     manifest = dataset_manifest(Wall(), dataset, steps=10, episodes=20, base_seed=7)
     draw, expected = random.Random(7), []
     while len(expected) < 20:

@@ -38,6 +38,7 @@ def converted(with_data, tmp_path):
     with_data["model"] = {"sizes": "of the config, which the checkpoint's replace"}
     with_data["init"]["checkpoint"] = str(tmp_path / "converted")
     with_data["predictor"].update(batch=2, rounds=2)
+    with_data["validation"].update(episodes=0, pictures=0)
     return with_data, params
 
 

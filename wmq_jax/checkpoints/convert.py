@@ -2,8 +2,9 @@
 
 A run brings predictor, embeddings and decoder (and its encoder, if that was trained), a backbone file brings the frozen
 encoder. What the original stores and never reads (DINOv2's mask token, the codebook of a decoder that does not
-quantize) is kept beside our checkpoint in `unused.npz`, so that the way back is complete; what a run folder has no place
-for (statistics, head count of the backbone) lies beside `hydra.yaml` in `wmq_jax.json`, so that the way forth again is.
+quantize) is kept beside our checkpoint in `unused.npz`, so that the way back is complete; what a run folder has no
+place for (statistics, head count of the backbone) lies beside `hydra.yaml` in `wmq_jax.json`, so that the way forth
+again is.
 """
 
 import dataclasses
@@ -21,8 +22,9 @@ import numpy as np
 from wmq_jax import io
 from wmq_jax.checkpoints import hydra
 from wmq_jax.checkpoints.backbone import HEADS, backbone_config, load_backbone
-from wmq_jax.checkpoints.native import load_model, model_path, params_sha256, save_model
+from wmq_jax.checkpoints.native import load_model, params_sha256, save_model
 from wmq_jax.checkpoints.official import MODULES, from_torch, is_unused, to_torch
+from wmq_jax.checkpoints.opening import model_path
 from wmq_jax.checkpoints.run_folder import checkpoint_name, open_run, settings_text
 from wmq_jax.data import Normalizer
 from wmq_jax.data.official import fixed_normalizer, open_dataset

@@ -48,11 +48,6 @@ def bundled_model_path() -> Path:
     return Path(__file__).parent / "bundled" / "wall"
 
 
-def model_path(name: str) -> Path:
-    """The folder that a user means: `'bundled'`, or a path."""
-    return bundled_model_path() if name == "bundled" else Path(name)
-
-
 def save_model(
     path: str | os.PathLike,
     config: WorldModelConfig,

@@ -68,9 +68,9 @@ def make_manifest(env: Environment, purpose: Purpose, episodes: int, base_seed: 
 def dataset_manifest(env: Wall, dataset: OfficialDataset, steps: int, episodes: int, base_seed: int) -> Manifest:
     """Evaluation episodes of the official goal source `dset`: stretches of validation trajectories.
 
-    A trajectory and the step at which the episode starts are drawn in turn from Python's generator, seeded with the base
-    seed, as the published planner draws them; its goal is the state `steps` later, which the simulator reaches by the
-    trajectory's own actions. Trajectories that are too short or of another layout are drawn again.
+    A trajectory and the step at which the episode starts are drawn in turn from Python's generator, seeded with the
+    base seed, as the published planner draws them; its goal is the state `steps` later, which the simulator reaches by
+    the trajectory's own actions. Trajectories that are too short or of another layout are drawn again.
 
     Args:
       env: its layout is wanted.
@@ -91,8 +91,8 @@ def dataset_manifest(env: Wall, dataset: OfficialDataset, steps: int, episodes: 
         there = sorted({layouts[n] for n in valid})
         listed = ", ".join(f"door_y {door:g} wall_x {wall:g} with {length} steps" for door, wall, length in there[:10])
         raise ValueError(
-            f"{where} has no validation trajectory with door_y {env.door_y} and wall_x {env.wall_x} whose goal is {steps} "
-            f"steps after a start; its validation trajectories have {listed or 'nothing'}"
+            f"{where} has no validation trajectory with door_y {env.door_y} and wall_x {env.wall_x} whose goal is "
+            f"{steps} steps after a start; its validation trajectories have {listed or 'nothing'}"
         )
     draw = random.Random(base_seed)
     segments = []

@@ -8,7 +8,8 @@ from typing import Any
 import jax
 
 from wmq_jax import quantized
-from wmq_jax.checkpoints.native import ModelCheckpoint, load_model, model_path, params_sha256
+from wmq_jax.checkpoints.native import ModelCheckpoint, params_sha256
+from wmq_jax.checkpoints.opening import open_model
 from wmq_jax.data import OfficialDataset, open_dataset
 from wmq_jax.envs import Environment, make_env
 from wmq_jax.envs.manifest import Manifest, dataset_manifest, make_manifest
@@ -68,19 +69,6 @@ class Sweep:
         """All cells, in canonical order."""
         settings = self.settings
         return list(all_cells(len(settings.variants), settings.seeds, settings.horizons, settings.episodes))
-
-
-def _load_checkpoint(where: str, dataset: OfficialDataset | None) -> ModelCheckpoint:
-    """The model; statistics that it was converted without are those of the data set."""
-    checkpoint = load_model(model_path(where))
-    if checkpoint.normalizer is not None:
-        return checkpoint
-    if dataset is None:
-        raise ValueError(
-            f"checkpoint {where} was converted without its data set, so its statistics are unknown: set dataset to "
-            "the data set's folder or zip file"
-        )
-    return dataclasses.replace(checkpoint, normalizer=dataset.normalizer)
 
 
 def _check_dataset(dataset: OfficialDataset, model: WorldModelConfig) -> None:
@@ -147,7 +135,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
     if not 0 <= process < processes:
         raise ValueError(f"process must be 0..{processes - 1} (of {processes}), not {process}")
     dataset = open_dataset(settings.dataset) if settings.dataset else None
-    checkpoint = _load_checkpoint(settings.checkpoint, dataset)
+    checkpoint = open_model(settings.checkpoint, dataset)
     if quantized.needs_qkv_bias(settings.variants):
         config_of_all, params = quantized.with_qkv_bias(checkpoint.config, checkpoint.params)
         checkpoint = dataclasses.replace(checkpoint, config=config_of_all, params=params)
@@ -249,11 +237,13 @@ def describe(sweep: Sweep) -> str:
         else f"gradient descent, {planner['steps']} steps"
     )
     device = sweep.config["device"]
-    goals = "" if settings.goal_source == "random_state" else f" from {settings.dataset}"
+    task = sweep.problem.env.spec.name
+    if settings.goal_source == "dset":
+        task += f" from {settings.dataset}"
     lines = [
         f"model      {settings.checkpoint} ({sweep.config['model_parameters'] / 1e6:.2f} M parameters)",
         f"variants   {count}: " + ", ".join(sweep.names),
-        f"episodes   {settings.episodes} of {sweep.problem.env.spec.name}{goals}, {len(settings.seeds)} planner seed(s), "
+        f"episodes   {settings.episodes} of {task}, {len(settings.seeds)} planner seed(s), "
         f"horizon {', '.join(map(str, settings.horizons))} x {sweep.problem.frameskip} environment steps",
         f"planner    {optimizer}; up to {settings.mpc.iterations} MPC iterations, objective {settings.objective.keep}, "
         f"alpha {settings.objective.alpha:g}",

@@ -1,10 +1,11 @@
-"""What a training run is given instead of making it itself: trajectories of an official data set, parts of a checkpoint."""
+"""What a training run does not make itself: trajectories of an official data set, parts of a checkpoint."""
 
 import copy
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from wmq_jax.checkpoints.native import ModelCheckpoint, load_model, model_path, params_sha256
+from wmq_jax.checkpoints.native import ModelCheckpoint, params_sha256
+from wmq_jax.checkpoints.opening import open_model
 from wmq_jax.data import Normalizer, OfficialDataset, Trajectories, open_dataset, wall_parts
 from wmq_jax.training.predictor import TRAINED
 
@@ -39,15 +40,8 @@ def take_given(config: Mapping[str, Any], overridden: Collection[str] = ()) -> t
     """
     config = copy.deepcopy(dict(config))
     dataset = open_dataset(config["dataset"]) if config["dataset"] else None
-    start = _open_checkpoint(config, overridden) if config["init"]["checkpoint"] else None
-    normalizer = start.normalizer if start is not None else None
-    if normalizer is None and dataset is not None:
-        normalizer = dataset.normalizer
-    if normalizer is None and start is not None:
-        raise ValueError(
-            f"checkpoint {config['init']['checkpoint']} was converted without its data set, so its statistics are unknown: "
-            "set dataset to the data set's folder or zip file"
-        )
+    start = _open_checkpoint(config, dataset, overridden) if config["init"]["checkpoint"] else None
+    normalizer = start.normalizer if start is not None else dataset.normalizer if dataset is not None else None
     params = _starting_params(start, config["init"]) if start is not None else {}
     given = Given(_trajectories(config, dataset) if dataset is not None else {}, params, normalizer)
     config["given"] = {
@@ -57,13 +51,15 @@ def take_given(config: Mapping[str, Any], overridden: Collection[str] = ()) -> t
     return config, given
 
 
-def _open_checkpoint(config: dict[str, Any], overridden: Collection[str]) -> ModelCheckpoint:
+def _open_checkpoint(
+    config: dict[str, Any], dataset: OfficialDataset | None, overridden: Collection[str]
+) -> ModelCheckpoint:
     """Loads the checkpoint; the config's model becomes its model."""
     where = config["init"]["checkpoint"]
     own = sorted(name for name in overridden if name.startswith("model."))
     if own:
         raise ValueError(f"config.{own[0]} cannot be set beside init.checkpoint: {where} has its own sizes")
-    checkpoint = load_model(model_path(where))
+    checkpoint = open_model(where, dataset)
     env = checkpoint.metadata.get("env", config["env"]["name"])
     if env != config["env"]["name"]:
         raise ValueError(f"init.checkpoint {where} is a model of {env}, but env.name is {config['env']['name']}")
