@@ -98,9 +98,7 @@ def test_videos_need_a_package(tmp_path, monkeypatch):
     make_pusht(tmp_path / "pusht_noise" / "train")
     dataset = open_dataset(tmp_path / "pusht_noise")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(
-        ValueError, match=r"episode_001.mp4: decoding videos needs PyAV: pip install 'wmq_jax\[video\]'"
-    ):
+    with pytest.raises(ValueError, match=r"episode_001.mp4: decoding videos needs PyAV: pip install av"):
         dataset.frames(1)
 
 

@@ -144,7 +144,7 @@ def test_another_checkpoint_in_the_same_place_is_not_resumed_with(converted, tmp
 
 def test_what_does_not_fit_is_named(converted, tmp_path):
     config, _ = converted
-    with pytest.raises(ValueError, match="config.model.num_hist cannot be set beside init.checkpoint"):
+    with pytest.raises(ValueError, match="^model.num_hist cannot be set beside init.checkpoint"):
         training.take_given(config, ["seed", "model.num_hist"])
     without_data = {**config, "dataset": ""}
     with pytest.raises(ValueError, match="converted without its data set.*set dataset to"):

@@ -58,7 +58,7 @@ def _open_checkpoint(
     where = config["init"]["checkpoint"]
     own = sorted(name for name in overridden if name.startswith("model."))
     if own:
-        raise ValueError(f"config.{own[0]} cannot be set beside init.checkpoint: {where} has its own sizes")
+        raise ValueError(f"{own[0]} cannot be set beside init.checkpoint: {where} has its own sizes")
     checkpoint = open_model(where, dataset)
     env = checkpoint.metadata.get("env", config["env"]["name"])
     if env != config["env"]["name"]:
