@@ -9,7 +9,7 @@ from wmq_jax import training
 from wmq_jax.checkpoints.native import abstract_params, load_model, save_model
 from wmq_jax.data import Normalizer, load_trajectories, open_dataset
 from wmq_jax.models import WorldModelConfig
-from wmq_jax.training.loop import StageResult
+from wmq_jax.training.loop import StageResult, run_stage
 
 STATISTICS = Normalizer(np.zeros(2), 2 * np.ones(2), 30 * np.ones(2), 10 * np.ones(2))
 
@@ -33,8 +33,10 @@ def save_checkpoint(folder, sizes, normalizer=None, env="wall"):
 
 
 @pytest.fixture
-def converted(with_data, tmp_path):
+def converted(with_data, tmp_path, monkeypatch):
     """The config that starts from a converted model without statistics, and the model's parameters."""
+    # Rollouts of the result are those of any run (`test_run.py`), and take most of the time.
+    monkeypatch.setattr("wmq_jax.training.run._validate", lambda *_: {})
     params = save_checkpoint(tmp_path / "converted", with_data["model"])
     with_data["model"] = {"sizes": "of the config, which the checkpoint's replace"}
     with_data["init"]["checkpoint"] = str(tmp_path / "converted")
@@ -85,18 +87,26 @@ def run(config, folder, log=lambda line: None):
     return load_model(folder / "model")
 
 
+def skip_stages(monkeypatch, *names):
+    """Stages of these names end where they start; returns the list that those skipped will be in."""
+    skipped = []
+
+    def run_or_skip(stage, workdir, log):
+        if stage.name not in names:
+            return run_stage(stage, workdir, log)
+        skipped.append(stage.name)
+        return StageResult(stage.init(), {}, 0.0)
+
+    monkeypatch.setattr("wmq_jax.training.run.run_stage", run_or_skip)
+    return skipped
+
+
 @pytest.mark.parametrize("anew", [(), ("predictor", "decoder")], ids=["fine-tuned", "trained anew"])
 def test_training_starts_from_the_checkpoint(converted, tmp_path, monkeypatch, anew):
     """Where no stage takes a step, what comes out is where training starts."""
     config, params = converted
     config["init"] |= dict.fromkeys(anew, False)
-    stages = []
-
-    def no_steps(stage, workdir, log):
-        stages.append(stage.name)
-        return StageResult(stage.init(), {}, 0.0)
-
-    monkeypatch.setattr("wmq_jax.training.run.run_stage", no_steps)
+    stages = skip_stages(monkeypatch, "predictor", "decoder")
     found = run(config, tmp_path / "run").params
     assert stages == ["predictor", "decoder"]
     assert same(found["encoder"], params["encoder"])
@@ -110,8 +120,9 @@ class Killed(BaseException):
 
 
 @pytest.mark.usefixtures("compiled_once")
-def test_killed_and_resumed_is_uninterrupted(converted, tmp_path):
+def test_killed_and_resumed_is_uninterrupted(converted, tmp_path, monkeypatch):
     config, params = converted
+    skip_stages(monkeypatch, "decoder")  # which takes half of the time
     whole = run(config, tmp_path / "whole")
     assert same(whole.params["encoder"], params["encoder"])
     assert not same(whole.params["predictor"], params["predictor"])
