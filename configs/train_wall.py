@@ -8,7 +8,7 @@ trains the model that ships with the package.
         --config.dataset=wall_single.zip
 
 goes on training the predictor and the decoder of a converted model, on its frozen encoder and the official
-trajectories. Without the two flags it is a trial on the bundled model: two minutes on two cores.
+trajectories. Without the two flags it goes on with the bundled model, on generated ones. Neither has been timed.
 """
 
 import ml_collections
