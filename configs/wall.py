@@ -72,7 +72,9 @@ def get_config(mode: str = "study") -> ml_collections.ConfigDict:
         alpha=1.0,
         base=2.0,
     )
-    config.episodes = dict(count=50, base_seed=99)
+    # Starts and goals: random states, or dset: stretches of `goal_horizon` model actions of the data set's validation
+    # trajectories.
+    config.episodes = dict(count=50, base_seed=99, goal_source="random_state", goal_horizon=5)
     # Of the static activation ranges: what the full-precision planner considers on its own episodes, or dataset: real
     # episodes, `samples` stretches of `horizon` model actions of each.
     config.calibration_source = "planner"

@@ -8,6 +8,10 @@ The run folder holds hydra.yaml and checkpoints/; it may be inside a zip file, o
 backbone is a file of the original DINOv2 release or Hugging Face's safetensors. The data set gives the statistics of
 actions and proprioception that the run was trained with; without it a sweep must be given one (PushT's are constants).
 Nothing in any of these files runs as code.
+
+The way back writes hydra.yaml, checkpoints/model_latest.pth, the backbone's file, and wmq_jax.json with what these
+have no place for: the statistics and the backbone's head count. Its folder converts again without further flags, bit
+for bit.
 """
 
 from absl import flags
@@ -16,7 +20,7 @@ from wmq_jax import cli
 
 _RUN_DIR = flags.DEFINE_string("run_dir", None, "Folder of the run; with --to=torch our checkpoint.", required=True)
 _BACKBONE = flags.DEFINE_string(
-    "backbone", None, "DINOv2's weights (.pth or .safetensors), unless the run trained its own."
+    "backbone", None, "DINOv2's weights (.pth or .safetensors), unless the run trained its own or has them beside it."
 )
 _DATASET = flags.DEFINE_string("dataset", None, "The run's data set (folder or zip file), for its statistics.")
 _OUT = flags.DEFINE_string("out", None, "New folder to write.", required=True)
@@ -28,14 +32,23 @@ _HEADS = flags.DEFINE_integer(
 _SHA256 = flags.DEFINE_list("sha256", [], "SHA-256 that files must have; each must be that of a file that is read.")
 
 
+def _size(count: int) -> str:
+    """A number of bytes for a person."""
+    return f"{count / 1e6:.1f} MB" if count >= 1e6 else f"{count / 1e3:.1f} kB"
+
+
 def to_ours() -> None:
     """Official files to our checkpoint."""
     from wmq_jax.checkpoints import convert
 
     with cli.one_sentence_errors():
+        if _RUN_DIR.value == "bundled":
+            raise ValueError(
+                "bundled is the model that ships here, no official run: use it as --config.checkpoint=bundled"
+            )
         model = convert.load_official(_RUN_DIR.value, _BACKBONE.value, _EPOCH.value, _HEADS.value)
         convert.check_digests(model.files, _SHA256.value)
-        normalizer = convert.official_normalizer(model.settings, model.config, _DATASET.value)
+        normalizer = convert.official_normalizer(model.settings, model.config, _DATASET.value, model.normalizer)
         mapped = convert.convert_run(model, _OUT.value, normalizer)
     for path, digest in model.files.items():
         print(f"read       {path}\n           sha256 {digest}")
@@ -47,7 +60,7 @@ def to_ours() -> None:
         print("statistics none: give --dataset here, or --config.dataset to a sweep")
     else:
         print(f"statistics action std {normalizer.action_std}, proprio std {normalizer.proprio_std}")
-    print(f"written    {_OUT.value} ({mapped.bytes / 1e6:.1f} MB of parameters)\n           sha256 {mapped.sha256}")
+    print(f"written    {_OUT.value} ({_size(mapped.bytes)} of parameters)\n           sha256 {mapped.sha256}")
 
 
 def to_torch() -> None:
@@ -56,12 +69,15 @@ def to_torch() -> None:
     from wmq_jax.io import sha256_of
 
     with cli.one_sentence_errors():
+        unused = [flag.name for flag in (_BACKBONE, _DATASET, _EPOCH, _HEADS, _SHA256) if flag.present]
+        if unused:
+            raise ValueError(f"--{unused[0]} means nothing with --to=torch, which reads our checkpoint alone")
         modules = convert.export_torch(_RUN_DIR.value, _OUT.value)
         files = convert.written_files(_OUT.value)
     for module, state in modules.items():
         print(f"mapped     {module:<16} {len(state):>4} weights, {sum(w.size for w in state.values()):>12,} parameters")
     for file in files:
-        print(f"written    {file} ({file.stat().st_size / 1e6:.1f} MB)\n           sha256 {sha256_of(file)}")
+        print(f"written    {file} ({_size(file.stat().st_size)})\n           sha256 {sha256_of(file)}")
 
 
 def main() -> None:

@@ -136,6 +136,11 @@ def _define_config(loaded: ml_collections.ConfigDict, default: str) -> Any:
         raise ValueError(error) from None
 
 
+def overridden() -> list[str]:
+    """Dotted names of the config's fields that the command line set; inside a program of `run`."""
+    return list(config_flags.get_override_values(flags.FLAGS["config"]))
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))

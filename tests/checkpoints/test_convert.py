@@ -1,5 +1,7 @@
 """Conversion of whole runs: every kind of published file, and one sentence for what does not fit."""
 
+import json
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,15 @@ import yaml
 
 from tests.io.torch_files import Call, Name, Storage, module, parameter, tensor, write_torch
 from tests.models.tiny import random_model, tiny_config
-from wmq_jax.checkpoints.convert import check_digests, convert_run, export_torch, load_official, official_normalizer
+from wmq_jax.checkpoints.convert import (
+    BESIDE,
+    UNUSED,
+    check_digests,
+    convert_run,
+    export_torch,
+    load_official,
+    official_normalizer,
+)
 from wmq_jax.checkpoints.hydra import hydra_settings
 from wmq_jax.checkpoints.native import load_model, save_model
 from wmq_jax.checkpoints.official import from_torch, parameter_shapes, to_torch, weights
@@ -201,15 +211,63 @@ def test_a_model_trained_here_can_be_taken_to_torch(tmp_path, params):
     export_torch(tmp_path / "ours", tmp_path / "theirs")
     (backbone,) = (tmp_path / "theirs").glob("*_pretrain.pth")
     assert backbone.name == "dinov2_vit814_pretrain.pth"
-    model = load_official(tmp_path / "theirs", backbone, heads=HEADS)
-    assert model.config == CONFIG
+    model = load_official(tmp_path / "theirs")
+    assert model.config == CONFIG and model.normalizer.to_dict() == normalizer.to_dict()
     same(from_torch(model.state, model.config), params)
     with pytest.raises(ValueError, match="exists and is not empty"):
         export_torch(tmp_path / "ours", tmp_path / "theirs")
     residual = CONFIG.replace(predictor=CONFIG.predictor.replace(residual=True))
     save_model(tmp_path / "residual", residual, params, normalizer, {})
-    with pytest.raises(ValueError, match="no official form"):
+    with pytest.raises(ValueError, match="has residual predictions, which official models have not"):
         export_torch(tmp_path / "residual", tmp_path / "more")
+    with pytest.raises(ValueError, match="bundled has residual predictions and standardised latents"):
+        export_torch("bundled", tmp_path / "more")
+
+
+def described(folder):
+    """What a checkpoint says of itself, without the files that it came from."""
+    description = json.loads((folder / "model.json").read_text())
+    for part in (description, description["metadata"]["official"]):
+        del part["files"]
+    return description
+
+
+def test_there_and_back_and_there_again_is_the_same_checkpoint(run, tmp_path):
+    """Nothing beside the folder is needed: backbone, head count and statistics are in it."""
+    ones = np.ones(2)
+    normalizer = Normalizer(ones / 3, ones / 7, np.ones(3), np.ones(3))
+    model = load_official(run, run / "backbone.pth", heads=HEADS)
+    model.state["encoder.base_model.mask_token"] = np.full((1, 8), 0.1, np.float32)
+    convert_run(model, tmp_path / "ours", normalizer)
+    export_torch(tmp_path / "ours", tmp_path / "theirs")
+    shutil.make_archive(tmp_path / "outputs", "zip", tmp_path, "theirs")
+    for number, place in enumerate((tmp_path / "theirs", tmp_path / "outputs.zip" / "theirs")):
+        again = load_official(place)
+        out = tmp_path / f"again{number}"
+        convert_run(again, out, official_normalizer(again.settings, again.config, None, again.normalizer))
+        assert described(out) == described(tmp_path / "ours")
+        same(load_model(out).params, load_model(tmp_path / "ours").params)
+        first, second = (dict(np.load(folder / UNUSED)) for folder in (tmp_path / "ours", out))
+        same(first, second)
+    assert set(again.files) == {str(tmp_path / "outputs.zip")}
+
+
+def test_a_damaged_or_missing_file_beside_the_run_is_named(run, tmp_path):
+    convert_run(load_official(run, run / "backbone.pth", heads=HEADS), tmp_path / "ours", None)
+    export_torch(tmp_path / "ours", tmp_path / "theirs")
+    file = tmp_path / "theirs" / BESIDE
+    for text in ("{", "[]", "{}", '{"normalizer": {}, "encoder_heads": 2}', '{"normalizer": null, "encoder_heads": 0}'):
+        file.write_text(text)
+        with pytest.raises(ValueError, match=f"{BESIDE} is damaged"):
+            load_official(tmp_path / "theirs")
+    (tmp_path / "theirs" / "dinov2_vits14_pretrain.pth").unlink()
+    file.unlink()
+    with pytest.raises(ValueError, match=r"must be given \(--backbone\); .*theirs has no dinov2_vits14_pretrain.pth"):
+        load_official(tmp_path / "theirs")
+    settings = tmp_path / "theirs" / "hydra.yaml"
+    settings.write_text(settings.read_text().replace("name: dinov2_vits14", "name: ../dinov2"))
+    with pytest.raises(ValueError, match="encoder.name must be letters, digits and underscores"):
+        load_official(tmp_path / "theirs")
 
 
 def test_other_dtypes_survive_there_and_back(run, tmp_path):
@@ -256,15 +314,21 @@ def test_the_command(run, tmp_path):
     files = f"--run_dir={run}", f"--backbone={run / 'backbone.pth'}", f"--encoder_heads={HEADS}"
     there = convert(*files, f"--out={tmp_path / 'ours'}", f"--sha256={sha256_of(run / 'backbone.pth')}")
     assert there.returncode == 0, there.stderr
-    for words in ("mapped     predictor", "statistics none", sha256_of(run / "backbone.pth"), "MB of parameters"):
+    for words in ("mapped     predictor", "statistics none", sha256_of(run / "backbone.pth"), "kB of parameters"):
         assert words in there.stdout
     back = convert("--to=torch", f"--run_dir={tmp_path / 'ours'}", f"--out={tmp_path / 'theirs'}")
     assert back.returncode == 0 and "model_latest.pth" in back.stdout, back.stderr
+    assert re.search(r"hydra.yaml \(0\.\d kB\)", back.stdout), back.stdout
     for arguments, words in (
         ([*files, f"--out={tmp_path / 'ours'}"], "it exists and is not empty"),
         ([*files, f"--out={tmp_path / 'new'}", "--sha256=00"], "no file has the SHA-256 00"),
         ([f"--run_dir={tmp_path / 'pusht'}", f"--out={tmp_path / 'new'}"], "has ours|has run|theirs"),
         ([f"--run_dir={run}", f"--out={tmp_path / 'new'}"], "a backbone file must be given"),
+        (["--run_dir=bundled", f"--out={tmp_path / 'new'}"], "the model that ships here, no official run"),
+        (
+            ["--to=torch", f"--run_dir={tmp_path / 'ours'}", f"--out={tmp_path / 'new'}", "--epoch=1"],
+            "--epoch means nothing",
+        ),
     ):
         failed = convert(*arguments)
         assert failed.returncode == 2 and failed.stderr.count("\n") == 1

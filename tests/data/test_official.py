@@ -98,9 +98,7 @@ def test_videos_need_a_package(tmp_path, monkeypatch):
     make_pusht(tmp_path / "pusht_noise" / "train")
     dataset = open_dataset(tmp_path / "pusht_noise")
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(
-        ValueError, match=r"episode_001.mp4: decoding videos needs PyAV: pip install 'wmq_jax\[video\]'"
-    ):
+    with pytest.raises(ValueError, match=r"episode_001.mp4: decoding videos needs PyAV: pip install av"):
         dataset.frames(1)
 
 
@@ -185,14 +183,16 @@ def test_data_sets_that_are_there_are_listed(tmp_path, wall):
         open_dataset(tmp_path / "point_maze", "test")
 
 
-def test_walls_of_one_layout_for_training(tmp_path, wall):
-    parts = wall_parts(tmp_path / "wall_single", door_y=10, wall_x=32, frameskip=5, train_fraction=0.6)
-    assert sum(len(part.states) for part in parts.values()) == 4
-    assert {part.actions.shape[1] for part in parts.values()} == {10}
-    with pytest.raises(
-        ValueError, match="no train episode with door_y 11 and wall_x 32; it has door_y 10 wall_x 32, door_y 20"
-    ):
-        wall_parts(tmp_path / "wall_single", door_y=11, wall_x=32, frameskip=5)
+def test_walls_for_training_have_their_layouts_in_their_states(tmp_path, wall):
+    dataset = open_dataset(tmp_path / "wall_single")
+    parts = wall_parts(dataset, frameskip=5, train_fraction=0.6)
+    for part, episodes in zip(parts.values(), dataset.split(0.6)):
+        assert part.states.shape == (len(episodes), 11, 4) and part.actions.shape == (len(episodes), 10, 2)
+        np.testing.assert_array_equal(part.states[..., :2], dataset.states[episodes, :11])
+        np.testing.assert_array_equal(part.states[:, 5, 2], wall["door_locations"][episodes, 0, 0])
+        assert (part.states[..., 3] == 32).all()
+    with pytest.raises(ValueError, match="has 5 episodes, of which none is left for validation"):
+        wall_parts(dataset, frameskip=5, train_fraction=1.0)
     make_maze(tmp_path / "point_maze")
     with pytest.raises(ValueError, match="layout point_maze"):
-        wall_parts(tmp_path / "point_maze", door_y=10, wall_x=32, frameskip=5)
+        wall_parts(open_dataset(tmp_path / "point_maze"), frameskip=5)

@@ -130,6 +130,21 @@ def test_execute_is_a_loop_of_steps():
     np.testing.assert_array_equal(last, states[-1])
 
 
+def test_a_state_with_its_own_layout_is_the_environment_of_that_layout():
+    env, fixed = Wall(image_size=70), Wall(door_y=40, wall_x=22, image_size=70)
+    layout = np.float32([40, 22])
+    actions = np.random.default_rng(1).normal(size=(40, 2)).astype(np.float32) * 4
+    with_layout = lambda position: np.concatenate([position, layout]).astype(np.float32)
+    _, states = execute(fixed, fixed.reset(np.asarray([10.0, 40.0])), actions)
+    last, found = execute(env, env.reset(with_layout([10.0, 40.0])), actions)
+    np.testing.assert_array_equal(found[:, :2], states)
+    assert (np.asarray(found)[:, 2:] == layout).all()
+    for ours, theirs in zip(env.observe(last), fixed.observe(states[-1]), strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    goal = np.asarray([30.0, 20.0])
+    assert env.evaluate(last, with_layout(goal)) == fixed.evaluate(states[-1], goal)
+
+
 @pytest.mark.parametrize(
     "name, options, words",
     [

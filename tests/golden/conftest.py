@@ -87,8 +87,11 @@ class Recording(Mapping[str, np.ndarray]):
 
 
 def golden_path(name: str) -> Path:
-    """The path of a recording or folder; skips the test if the reduced copy leaves it out, fails if it is missing."""
+    """The path of a recording, a folder or a zip file of it; fails if it is missing, skips where `LEFT_OUT` says so."""
     path = golden_folder() / name
+    packed = path.with_name(f"{path.name}.zip")
+    if not path.exists() and packed.is_file():
+        return packed
     if not path.exists():
         if name in LEFT_OUT and golden_folder() == REDUCED:
             pytest.skip(f"{name} is left out of the reduced recordings")

@@ -130,16 +130,19 @@ def _store(out: dict[str, np.ndarray], key: str, samples: Samples) -> None:
     out |= {f"{key}/shape": samples.shape, f"{key}/idx": samples.index, f"{key}/val": samples.values}
 
 
-def copy_wall_data(source: Path, target: Path, preprocess: dict[str, np.ndarray]) -> None:
-    """Copies the trajectories of the data set, and the frames of the two episodes that are compared."""
+def pack_wall_data(source: Path, target: Path, preprocess: dict[str, np.ndarray]) -> None:
+    """Packs the trajectories of the data set, and the frames of the two episodes that are compared, into a zip file.
+
+    Frames of the wall are mostly white: packed they take a twentieth.
+    """
     item = preprocess["wall_split/train_indices"][preprocess["wall_item0/slice"][0]]
     episodes = {int(item), int(preprocess["wall_traj_valid0/episode"])}
-    (target / "obses").mkdir(parents=True, exist_ok=True)
-    for path in source.glob("*.pth"):
-        shutil.copyfile(path, target / path.name)
-    for episode in sorted(episodes):
-        name = f"episode_{episode:03d}.pth"
-        shutil.copyfile(source / "obses" / name, target / "obses" / name)
+    frames = [source / f"obses/episode_{episode:03d}.pth" for episode in sorted(episodes)]
+    with zipfile.ZipFile(target, "w") as file:
+        for path in (*sorted(source.glob("*.pth")), *frames):
+            # The same bytes whenever it is made: an entry has a fixed date.
+            entry = zipfile.ZipInfo(path.relative_to(source.parent).as_posix())
+            file.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
 
 
 def copy_checkpoint(source: Path, target: Path) -> None:
@@ -182,7 +185,7 @@ def main() -> None:
         np.savez_compressed(target / name, **reduced(arrays, rule))
         print(f"{name}: {(source / name).stat().st_size:>9,} -> {(target / name).stat().st_size:>9,} bytes")
         if name == "preprocess.npz":
-            copy_wall_data(source / "dataset_wall/wall_single", target / "dataset_wall/wall_single", arrays)
+            pack_wall_data(source / "dataset_wall/wall_single", target / "dataset_wall.zip", arrays)
     copy_checkpoint(source / "checkpoint", target / "checkpoint")
     print(f"total: {sum(path.stat().st_size for path in target.rglob('*') if path.is_file()):,} bytes")
 

@@ -306,6 +306,8 @@ def test_what_is_written_is_read(tmp_path):
     for name, array in arrays.items():
         assert found["m"][name].dtype == array.dtype
         np.testing.assert_array_equal(found["m"][name], array)
+    with zipfile.ZipFile(tmp_path / "a.pth") as file:
+        assert {info.date_time[0] for info in file.infolist()} == {1980}, "equal values are equal files, at any time"
     with pytest.raises(FileExistsError):
         save_torch(tmp_path / "a.pth", {})
     with pytest.raises(TypeError, match="cannot save m.x as torch does: it is an array of complex64"):

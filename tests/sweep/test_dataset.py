@@ -1,6 +1,8 @@
 """Converted models and official data sets in a sweep: statistics, calibration on real episodes, clear refusals."""
 
 import dataclasses
+import json
+import random
 
 import jax
 import numpy as np
@@ -11,10 +13,12 @@ from tests.data.official_files import make_maze, make_wall
 from tests.sweep.conftest import TINY
 from wmq_jax import sweep as sweeps
 from wmq_jax.checkpoints.native import load_model, save_model
-from wmq_jax.data import Normalizer, open_dataset
+from wmq_jax.data import Normalizer, OfficialDataset, open_dataset
+from wmq_jax.data.splits import Split
+from wmq_jax.envs import Wall, dataset_manifest
 from wmq_jax.models import normalize_image
 from wmq_jax.sweep.calibration import dataset_rollouts
-from wmq_jax.sweep.run import build_engine
+from wmq_jax.sweep.run import build_engine, save_descriptions
 
 LIMITS = dict(episodes=3, samples=4, horizon=2, seed=1, iterations=1)
 
@@ -62,6 +66,62 @@ def test_a_data_set_of_another_task_is_named(prepare, tmp_path):
 def test_sources_of_calibration_are_checked(prepare, changes, words):
     with pytest.raises(ValueError, match=words):
         prepare(**changes)
+
+
+DSET = dict(episodes__goal_source="dset", episodes__goal_horizon=2)
+
+
+def test_episodes_between_states_of_validation_trajectories(prepare, data, tmp_path):
+    dataset = open_dataset(data)
+    sweep = prepare(dataset=str(data), env__door_y=10, episodes__count=9, **DSET)
+    manifest, valid = sweep.evaluation, dataset.split().valid
+    assert len(manifest) == 9 and manifest.seeds.tolist() == [99 * n + 1 for n in range(9)]
+    for (trajectory, step), init, goal in zip(manifest.segments, manifest.init, manifest.goal, strict=True):
+        assert trajectory in valid and 0 <= step < 3
+        np.testing.assert_array_equal(init, dataset.states[trajectory, step])
+        np.testing.assert_array_equal(goal, dataset.states[trajectory, step + 10])
+    assert len(set(manifest.segments[:, 1].tolist())) > 1, "starts differ"
+    fewer = prepare(dataset=str(data), **DSET).evaluation
+    np.testing.assert_array_equal(fewer.segments, manifest.segments[:3])
+    folder = sweeps.open_folder(sweep, tmp_path)
+    save_descriptions(sweep, folder)
+    saved = json.loads((tmp_path / "episodes.json").read_text())["evaluation"]
+    assert [[row["trajectory"], row["step"]] for row in saved] == manifest.segments.tolist()
+
+
+def test_draws_are_those_of_pythons_generator(data, monkeypatch):
+    """Officially: a trajectory, drawn again while it is too short, then a start; by turns, from one generator."""
+    dataset = dataclasses.replace(open_dataset(data), lengths=np.array([13, 5, 13, 13, 12]))
+    # The episode at 2 has another door.
+    monkeypatch.setattr(OfficialDataset, "split", lambda self: Split(np.array([0]), np.array([3, 1, 4, 2])))
+    manifest = dataset_manifest(Wall(), dataset, steps=10, episodes=20, base_seed=7)
+    draw, expected = random.Random(7), []
+    while len(expected) < 20:
+        trajectory = [3, 1, 4, 2][draw.randint(0, 3)]
+        if trajectory in (3, 4):
+            expected.append([trajectory, draw.randint(0, dataset.lengths[trajectory] - 11)])
+    assert manifest.segments.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        (dict(episodes__goal_source="states"), "episodes.goal_source 'states' is not one of random_state, dset"),
+        (dict(episodes__goal_source="dset", dataset=""), "episodes.goal_source dset needs a data set"),
+        (dict(episodes__goal_horizon=0), "episodes.goal_horizon must be 1 or more"),
+        (dict(episodes__goal_horizon=3), "goal is 15 steps after a start; .* have door_y 10 wall_x 32 with 13 steps"),
+        (dict(env__door_y=11), "no validation trajectory with door_y 11 and wall_x 32"),
+    ],
+)
+def test_goals_that_a_data_set_cannot_give_are_named(prepare, data, changes, words):
+    with pytest.raises(ValueError, match=words):
+        prepare(**(dict(dataset=str(data)) | DSET | changes))
+
+
+def test_a_data_set_of_another_task_gives_no_goals(tmp_path):
+    make_maze(tmp_path / "point_maze")
+    with pytest.raises(ValueError, match="of layout point_maze; goals on the wall are taken from wall_single"):
+        dataset_manifest(Wall(), open_dataset(tmp_path / "point_maze"), 5, 1, 99)
 
 
 def test_stretches_of_real_episodes(data):

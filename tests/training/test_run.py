@@ -5,7 +5,6 @@ import json
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from wmq_jax import training
 from wmq_jax.checkpoints import native
@@ -29,23 +28,6 @@ def without_times(summary):
             name: {k: v for k, v in stage.items() if k != "minutes"} for name, stage in summary["stages"].items()
         },
     }
-
-
-@pytest.fixture
-def compiled_once(tmp_path):
-    """Programs are compiled by the first run and loaded by the others."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path / "cache"),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield
 
 
 @pytest.mark.usefixtures("compiled_once")

@@ -75,5 +75,5 @@ def test_bad_values_are_named(tiny_config, path, value, words):
 
 
 def test_an_unknown_mode_is_named():
-    with pytest.raises(ValueError, match="has the modes small, official, not 'huge'"):
+    with pytest.raises(ValueError, match="has the modes small, official, finetune, not 'huge'"):
         cli.load_config("configs/train_wall.py:huge")

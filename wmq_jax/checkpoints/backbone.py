@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -39,11 +40,12 @@ _HUGGING_FACE_BLOCK = {
 _PARTS = ("query", "key", "value")
 
 
-def load_backbone(path: str | os.PathLike) -> State:
+def load_backbone(source: str | os.PathLike | BinaryIO, name: str | None = None) -> State:
     """Reads the weights of a backbone file.
 
     Args:
-      path: a torch zip file (`.pth`, `.pt`, `.bin`) or a `.safetensors` file.
+      source: a torch zip file (`.pth`, `.pt`, `.bin`) or a `.safetensors` file; or an open torch file that can seek.
+      name: what messages call it; its path if not given.
 
     Returns:
       Name in the original release -> array, in torch's layouts.
@@ -52,9 +54,13 @@ def load_backbone(path: str | os.PathLike) -> State:
       FileNotFoundError: there is no such file.
       ValueError: the file is refused (see `wmq_jax.io`), or is no plain dictionary of tensors.
     """
-    state = load_safetensors(path) if Path(path).suffix == ".safetensors" else load_torch(path)
+    is_path = isinstance(source, str | os.PathLike)
+    if is_path and Path(source).suffix == ".safetensors":
+        state = load_safetensors(source)
+    else:
+        state = load_torch(source, name=name)
     if not isinstance(state, dict) or not state or not all(isinstance(w, np.ndarray) for w in state.values()):
-        raise ValueError(f"{path}: a backbone file holds a dictionary of tensors, and this one does not.")
+        raise ValueError(f"{name or source}: a backbone file holds a dictionary of tensors, and this one does not.")
     return original_names(state)
 
 

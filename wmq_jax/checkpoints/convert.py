@@ -2,11 +2,14 @@
 
 A run brings predictor, embeddings and decoder (and its encoder, if that was trained), a backbone file brings the frozen
 encoder. What the original stores and never reads (DINOv2's mask token, the codebook of a decoder that does not
-quantize) is kept beside our checkpoint in `unused.npz`, so that the way back is complete.
+quantize) is kept beside our checkpoint in `unused.npz`, so that the way back is complete; what a run folder has no
+place for (statistics, head count of the backbone) lies beside `hydra.yaml` in `wmq_jax.json`, so that the way forth
+again is.
 """
 
 import dataclasses
 import io as stdio
+import json
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -21,12 +24,15 @@ from wmq_jax.checkpoints import hydra
 from wmq_jax.checkpoints.backbone import HEADS, backbone_config, load_backbone
 from wmq_jax.checkpoints.native import load_model, params_sha256, save_model
 from wmq_jax.checkpoints.official import MODULES, from_torch, is_unused, to_torch
+from wmq_jax.checkpoints.opening import model_path
 from wmq_jax.checkpoints.run_folder import checkpoint_name, open_run, settings_text
 from wmq_jax.data import Normalizer
 from wmq_jax.data.official import fixed_normalizer, open_dataset
+from wmq_jax.io.place import Place
 from wmq_jax.models import WorldModelConfig
 
 UNUSED = "unused.npz"
+BESIDE = "wmq_jax.json"
 # Of weights in a state dict of the whole model. A backbone file lacks the `base_model` of a run's encoder.
 _PREFIXES = {module: f"{module}." for module in MODULES} | {"encoder": "encoder.base_model."}
 _PLANNING = ("predictor", "proprio_encoder", "action_encoder")
@@ -41,6 +47,7 @@ class OfficialModel:
       config: the configuration that `hydra.yaml` and the shapes describe.
       settings: contents of `hydra.yaml`.
       epoch: epochs it was trained for; 0 if the file does not say.
+      normalizer: its statistics, if the folder was written by `export_torch` and had them.
       files: SHA-256 of every file that was read, by its path.
     """
 
@@ -48,6 +55,7 @@ class OfficialModel:
     config: WorldModelConfig
     settings: Mapping[str, Any]
     epoch: int
+    normalizer: Normalizer | None
     files: Mapping[str, str]
 
 
@@ -78,8 +86,8 @@ def load_official(
 
     Args:
       run_dir: the folder of the run, on disk or inside a zip file (`outputs.zip/wall_single`).
-      backbone: DINOv2's weights, as released or as safetensors; not needed (and not read) if the run trained its
-        encoder.
+      backbone: DINOv2's weights, as released or as safetensors; None for the file beside `hydra.yaml` that
+        `export_torch` writes. Not needed (and not read) if the run trained its encoder.
       epoch: which checkpoint; 'latest' or a number.
       heads: attention heads of a backbone whose width is not a published one.
 
@@ -94,16 +102,15 @@ def load_official(
     with run.open(name) as file:
         content = io.load_torch(file, name=where)
     settings = hydra.read_hydra(settings_text(run), f"{run.path}/hydra.yaml")
+    beside = _read_beside(run)
     modules, attributes = _modules(content, where)
     files = [run.root if run.prefix is not None else run.root / name]
     if "encoder" in modules:
         heads = heads or attributes["encoder"].get("base_model.blocks.0.attn.num_heads")
-    elif backbone is None:
-        raise ValueError(f"{where} has no encoder: it was frozen, so a backbone file must be given (--backbone).")
     else:
-        modules["encoder"] = load_backbone(backbone)
-        files.append(Path(backbone))
-    config = _config(settings, modules, heads)
+        modules["encoder"], file = _frozen_encoder(run, settings, backbone, where)
+        files.append(file)
+    config = _config(settings, modules, heads or beside.get("encoder_heads"))
     if config.decoder is None:
         modules.pop("decoder", None)
     trained = content.get("epoch", 0)
@@ -112,8 +119,42 @@ def load_official(
         config=config,
         settings=settings,
         epoch=trained if isinstance(trained, int) else 0,
+        normalizer=Normalizer.from_dict(beside["normalizer"]) if beside.get("normalizer") else None,
         files={str(path): io.sha256_of(path) for path in files},
     )
+
+
+def _frozen_encoder(
+    run: Place, settings: Mapping[str, Any], backbone: str | os.PathLike | None, where: str
+) -> tuple[dict[str, np.ndarray], Path]:
+    """Weights of a backbone, and the file that they are in: the one given, or the one beside the run."""
+    if backbone is not None:
+        return load_backbone(backbone), Path(backbone)
+    name = hydra.backbone_file(settings)
+    if not run.has(name):
+        raise ValueError(
+            f"{where} has no encoder: it was frozen, so a backbone file must be given (--backbone); {run.path} has no "
+            f"{name} either."
+        )
+    with run.open(name) as file:
+        state = load_backbone(file, f"{run.path}/{name}")
+    return state, run.root if run.prefix is not None else run.root / name
+
+
+def _read_beside(run: Place) -> dict[str, Any]:
+    """What `export_torch` kept of a checkpoint that a run folder has no place for; nothing for other folders."""
+    if not run.has(BESIDE):
+        return {}
+    with run.open(BESIDE) as file:
+        try:
+            found = json.loads(file.read())
+            if found["normalizer"] is not None:
+                Normalizer.from_dict(found["normalizer"])
+            if not 1 <= found["encoder_heads"]:
+                raise ValueError("encoder_heads must be 1 or more")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{run.path}/{BESIDE} is damaged ({error})") from None
+    return found
 
 
 def _modules(content: Any, where: str) -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Mapping[str, Any]]]:
@@ -178,9 +219,18 @@ def _config(settings, modules, heads) -> WorldModelConfig:
 
 
 def official_normalizer(
-    model_settings: Mapping[str, Any], config: WorldModelConfig, dataset: str | os.PathLike | None
+    model_settings: Mapping[str, Any],
+    config: WorldModelConfig,
+    dataset: str | os.PathLike | None,
+    kept: Normalizer | None = None,
 ) -> Normalizer | None:
     """The statistics that a run was trained with: of its data set, fixed ones for PushT, or none.
+
+    Args:
+      model_settings: contents of `hydra.yaml`.
+      config: the model.
+      dataset: its data set.
+      kept: `OfficialModel.normalizer`, for a run whose data set is not given.
 
     Returns:
       None if they are those of a data set that is not given.
@@ -192,7 +242,10 @@ def official_normalizer(
     if not hydra.normalizes_actions(model_settings):
         zeros, ones = ([np.full(width, value) for width in widths] for value in (0.0, 1.0))
         return Normalizer(zeros[0], ones[0], zeros[1], ones[1])
-    normalizer = open_dataset(dataset).normalizer if dataset else fixed_normalizer(hydra.environment(model_settings))
+    if dataset:
+        normalizer = open_dataset(dataset).normalizer
+    else:
+        normalizer = kept or fixed_normalizer(hydra.environment(model_settings))
     if normalizer is not None:
         found = normalizer.action_mean.size, normalizer.proprio_mean.size
         if found != widths:
@@ -260,9 +313,12 @@ def _json(value: Any) -> Any:
 def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:
     """Writes our checkpoint as an official run folder of state dicts, and the encoder as a backbone file beside it.
 
+    `load_official` and `convert_run` make the same checkpoint of the folder again, bit for bit.
+
     Args:
       checkpoint: a folder of `convert_run`, or of a trained model without standardised latents or residual predictions.
-      out: the new folder: `hydra.yaml`, `checkpoints/model_latest.pth` and `<backbone>_pretrain.pth`.
+      out: the new folder: `hydra.yaml`, `checkpoints/model_latest.pth`, `<backbone>_pretrain.pth`, and `wmq_jax.json`
+        with what these have no place for.
 
     Returns:
       The state dicts by module; the encoder's names are those of its backbone file.
@@ -270,13 +326,10 @@ def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[
     Raises:
       FileNotFoundError, ValueError: the checkpoint cannot be read, has no official form, or `out` is in use.
     """
-    source = load_model(checkpoint)
-    if source.config.predictor.residual or source.config.predictor.qkv_bias:
-        raise ValueError(
-            f"{checkpoint}: official predictors are not residual and have no qkv bias, so it has no official form."
-        )
+    source = load_model(model_path(str(checkpoint)))
+    _check_official_form(source.config, str(checkpoint))
     official = source.metadata.get("official", {})
-    state = to_torch(source.params, source.config) | _load_unused(Path(checkpoint))
+    state = to_torch(source.params, source.config) | _load_unused(model_path(str(checkpoint)))
     state = {name: w.astype(np.dtype(official.get("dtypes", {}).get(name, w.dtype))) for name, w in state.items()}
     modules: dict[str, dict[str, np.ndarray]] = {}
     for name, weight in state.items():
@@ -285,16 +338,37 @@ def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[
     settings = official.get("settings") or hydra.hydra_settings(
         source.config, backbone_name(source.config), source.metadata.get("env", "wall")
     )
-    out = Path(out)
+    beside = {
+        "normalizer": None if source.normalizer is None else source.normalizer.to_dict(),
+        "encoder_heads": source.config.encoder.heads,
+    }
+    _write_run(Path(out), modules, settings, source.metadata.get("epoch", 0), beside)
+    return modules
+
+
+def _check_official_form(config: WorldModelConfig, where: str) -> None:
+    """Official models have none of what ours may have beside."""
+    own = {
+        "residual predictions": config.predictor.residual,
+        "a qkv bias in its predictor": config.predictor.qkv_bias,
+        "standardised latents": config.standardize_latents,
+    }
+    found = [name for name, is_there in own.items() if is_there]
+    if found:
+        raise ValueError(f"{where} has {' and '.join(found)}, which official models have not: it has no official form.")
+
+
+def _write_run(
+    out: Path, modules: Mapping[str, Any], settings: Mapping[str, Any], epoch: int, beside: Mapping[str, Any]
+) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"cannot write a run to {out}: it exists and is not empty.")
     (out / "checkpoints").mkdir(parents=True)
-    epoch = source.metadata.get("epoch", 0)
     content = {"epoch": epoch} | {name: modules[name] for name in MODULES if name in modules and name != "encoder"}
     io.save_torch(out / "checkpoints" / "model_latest.pth", content)
-    io.save_torch(out / f"{settings['encoder']['name']}_pretrain.pth", modules["encoder"])
+    io.save_torch(out / hydra.backbone_file(settings), modules["encoder"])
     io.write_text(out / "hydra.yaml", hydra.write_hydra(settings))
-    return modules
+    io.write_json(out / BESIDE, dict(beside))
 
 
 def written_files(out: str | os.PathLike) -> list[Path]:

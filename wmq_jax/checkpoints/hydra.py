@@ -1,5 +1,6 @@
 """`hydra.yaml` of an official run: read as data alone, and turned into a model's configuration and back."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,6 +72,14 @@ def encoder_feature(settings: Mapping[str, Any]) -> str:
     """
     _target(settings, "encoder", ("DinoV2Encoder",))
     return _setting(settings, "encoder.feature_key", str)
+
+
+def backbone_file(settings: Mapping[str, Any]) -> str:
+    """Name of the file that the backbone is published in."""
+    name = _setting(settings, "encoder.name", str)
+    if not re.fullmatch(r"\w+", name):
+        raise ValueError(f"hydra.yaml: encoder.name must be letters, digits and underscores, not {name!r}.")
+    return f"{name}_pretrain.pth"
 
 
 def model_config(

@@ -118,38 +118,31 @@ class OfficialDataset:
         return Trajectories(self.states[episodes, : steps + 1], self.actions[episodes, :steps])
 
 
-def wall_parts(
-    path: str | os.PathLike, door_y: float, wall_x: float, frameskip: int, train_fraction: float = 0.9
-) -> dict[str, Trajectories]:
-    """The episodes of a Wall data set that are of one layout, split officially, in our compact format.
+def wall_parts(dataset: OfficialDataset, frameskip: int, train_fraction: float = 0.9) -> dict[str, Trajectories]:
+    """The episodes of a Wall data set in our compact format, split officially.
 
     Args:
-      path: the data set.
-      door_y, wall_x: the layout, in pixels.
+      dataset: the data set.
       frameskip: environment steps of a model action.
       train_fraction: share of all episodes that train.
 
     Returns:
-      'train' and 'validation'.
+      'train' and 'validation'; their states (N, T + 1, 4) are position and layout (x, y, door_y, wall_x).
 
     Raises:
-      FileNotFoundError, ValueError: it cannot be read, is of another task, or a part has no episode of this layout.
+      ValueError: it is of another task, or too small for both parts or for one model action.
     """
-    dataset = open_dataset(path)
+    path = dataset.place.path
     if dataset.layout != "wall_single":
-        raise ValueError(f"{dataset.place.path} is of layout {dataset.layout}; training on the wall takes wall_single")
-    fits = (dataset.extras["door_y"] == door_y) & (dataset.extras["wall_x"] == wall_x)
+        raise ValueError(f"{path} is of layout {dataset.layout}; training on the wall takes wall_single")
     parts = {}
     for name, episodes in zip(("train", "validation"), dataset.split(train_fraction)):
-        chosen = episodes[fits[episodes]]
-        if not len(chosen):
-            layouts = sorted(set(zip(dataset.extras["door_y"].tolist(), dataset.extras["wall_x"].tolist())))
-            listed = ", ".join(f"door_y {door:g} wall_x {wall:g}" for door, wall in layouts[:10])
-            raise ValueError(
-                f"{dataset.place.path} has no {name} episode with door_y {door_y:g} and wall_x {wall_x:g}; "
-                f"it has {listed}"
-            )
-        parts[name] = dataset.trajectories(chosen, frameskip)
+        if not len(episodes):
+            raise ValueError(f"{path} has {len(dataset)} episodes, of which none is left for {name}")
+        states, actions = dataset.trajectories(episodes, frameskip)
+        layout = np.stack([dataset.extras[extra][episodes] for extra in ("door_y", "wall_x")], axis=-1)
+        layout = np.broadcast_to(layout[:, None], (*states.shape[:2], 2))
+        parts[name] = Trajectories(np.concatenate([states, layout], axis=-1), actions)
     return parts
 
 

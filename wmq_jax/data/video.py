@@ -21,7 +21,7 @@ def read_video(file: BinaryIO, name: str) -> np.ndarray:
     try:
         import av
     except ImportError:
-        raise ValueError(f"{name}: decoding videos needs PyAV: pip install 'wmq_jax[video]'") from None
+        raise ValueError(f"{name}: decoding videos needs PyAV: pip install av") from None
     try:
         with av.open(file) as container:
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]

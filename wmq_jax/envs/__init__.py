@@ -1,7 +1,7 @@
 """Environments behind one protocol of pure functions."""
 
 from wmq_jax.envs.base import Environment, EnvSpec, Observation, execute
-from wmq_jax.envs.manifest import Manifest, make_manifest
+from wmq_jax.envs.manifest import Manifest, dataset_manifest, make_manifest
 from wmq_jax.envs.registry import env_names, make_env
 from wmq_jax.envs.wall import Wall
 
@@ -11,6 +11,7 @@ __all__ = [
     "Manifest",
     "Observation",
     "Wall",
+    "dataset_manifest",
     "env_names",
     "execute",
     "make_env",

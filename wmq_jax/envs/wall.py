@@ -30,6 +30,9 @@ LEFT_ROOM_X, RIGHT_ROOM_X, ROOM_Y = (7.4, 25.6), (38.4, 56.6), (7.4, 56.6)
 class Wall:
     """The Wall environment as pure JAX functions; a state is the agent's position (x, y), float32.
 
+    A state may also bring its own layout, (x, y, door_y, wall_x), as trajectories of official data sets do: it then
+    stands in place of the environment's.
+
     Attributes:
       door_y: row of the door's centre.
       wall_x: column of the wall's centre.
@@ -64,16 +67,23 @@ class Wall:
         return jnp.asarray(init_state, jnp.float32)
 
     def step(self, state, action):
-        return step(state, action, self.door_y, self.wall_x)[0]
+        position, layout = self._parts(state)
+        moved = step(position, action, *layout)[0]
+        return moved if len(state) == 2 else jnp.concatenate([moved, state[2:]])
 
     def observe(self, state) -> Observation:
-        visual = render(state, self.door_y, self.wall_x)
+        position, layout = self._parts(state)
+        visual = render(position, *layout)
         if self.image_size != IMAGE_SIZE:
             visual = jax.image.resize(visual.astype(jnp.float32), (self.image_size, self.image_size, 3), "bilinear")
-        return Observation(visual=visual, proprio=state)
+        return Observation(visual=visual, proprio=position)
+
+    def _parts(self, state):
+        """Position (2,) and layout (door_y, wall_x) of a state."""
+        return (state, (self.door_y, self.wall_x)) if len(state) == 2 else (state[:2], (state[2], state[3]))
 
     def evaluate(self, state, goal_state):
-        offset = state - jnp.asarray(goal_state, jnp.float32)
+        offset = state[:2] - jnp.asarray(goal_state, jnp.float32)[:2]
         distance = jnp.sqrt(jnp.sum(offset**2))
         return distance < SUCCESS_RADIUS, distance
 

@@ -28,9 +28,7 @@ def load_safetensors(path: str | os.PathLike, sha256: str | None = None) -> dict
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
     except ImportError:
-        raise ValueError(
-            f"{path}: reading it needs the safetensors package: pip install 'wmq_jax[safetensors]'"
-        ) from None
+        raise ValueError(f"{path}: reading it needs the safetensors package: pip install safetensors") from None
     if sha256 is not None:
         with open(path, "rb") as file:
             check_sha256(file, sha256, str(path))

@@ -39,10 +39,11 @@ def save_torch(path: str | os.PathLike, value: Mapping[str, Any]) -> None:
     pickle = b"\x80\x02" + writer.value("", value) + b"."
     with zipfile.ZipFile(path, "x", zipfile.ZIP_STORED) as file:
         entries = {"data.pkl": pickle, "byteorder": b"little", "version": b"3\n"}
+        # An entry's own date is fixed, so that equal values are equal files.
         for name, data in entries.items():
-            file.writestr(f"archive/{name}", data)
+            file.writestr(zipfile.ZipInfo(f"archive/{name}"), data)
         for key, array in enumerate(writer.arrays):
-            with file.open(f"archive/data/{key}", "w", force_zip64=True) as stream:
+            with file.open(zipfile.ZipInfo(f"archive/data/{key}"), "w", force_zip64=True) as stream:
                 stream.write(array.astype(array.dtype.newbyteorder("<"), copy=False).reshape(-1).view(np.uint8).data)
 
 

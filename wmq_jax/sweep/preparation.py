@@ -8,10 +8,11 @@ from typing import Any
 import jax
 
 from wmq_jax import quantized
-from wmq_jax.checkpoints.native import ModelCheckpoint, bundled_model_path, load_model, params_sha256
+from wmq_jax.checkpoints.native import ModelCheckpoint, params_sha256
+from wmq_jax.checkpoints.opening import open_model
 from wmq_jax.data import OfficialDataset, open_dataset
-from wmq_jax.envs import make_env
-from wmq_jax.envs.manifest import Manifest, make_manifest
+from wmq_jax.envs import Environment, make_env
+from wmq_jax.envs.manifest import Manifest, dataset_manifest, make_manifest
 from wmq_jax.io import adopt_config
 from wmq_jax.models import WorldModel, WorldModelConfig
 from wmq_jax.planning import CEMConfig, Problem, world_model
@@ -70,19 +71,6 @@ class Sweep:
         return list(all_cells(len(settings.variants), settings.seeds, settings.horizons, settings.episodes))
 
 
-def _load_checkpoint(where: str, dataset: OfficialDataset | None) -> ModelCheckpoint:
-    """The model; statistics that it was converted without are those of the data set."""
-    checkpoint = load_model(bundled_model_path() if where == "bundled" else where)
-    if checkpoint.normalizer is not None:
-        return checkpoint
-    if dataset is None:
-        raise ValueError(
-            f"checkpoint {where} was converted without its data set, so its statistics are unknown: set dataset to "
-            "the data set's folder or zip file"
-        )
-    return dataclasses.replace(checkpoint, normalizer=dataset.normalizer)
-
-
 def _check_dataset(dataset: OfficialDataset, model: WorldModelConfig) -> None:
     """A model takes the actions and proprioception of its data set."""
     found = dataset.actions.shape[-1] * model.frameskip, dataset.proprio.shape[-1]
@@ -91,6 +79,14 @@ def _check_dataset(dataset: OfficialDataset, model: WorldModelConfig) -> None:
             f"the checkpoint takes model actions and proprioception of {model.action_dim} and {model.proprio_dim} "
             f"numbers, but data set {dataset.place.path} has {found[0]} and {found[1]}"
         )
+
+
+def _evaluation(settings: SweepSettings, env: Environment, dataset: OfficialDataset | None, frameskip: int) -> Manifest:
+    """The evaluation episodes, from where the settings say."""
+    if settings.goal_source == "dset":
+        steps = settings.goal_horizon * frameskip
+        return dataset_manifest(env, dataset, steps, settings.episodes, settings.base_seed)
+    return make_manifest(env, "evaluation", settings.episodes, settings.base_seed)
 
 
 def planning_params(params: Any) -> Any:
@@ -139,7 +135,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
     if not 0 <= process < processes:
         raise ValueError(f"process must be 0..{processes - 1} (of {processes}), not {process}")
     dataset = open_dataset(settings.dataset) if settings.dataset else None
-    checkpoint = _load_checkpoint(settings.checkpoint, dataset)
+    checkpoint = open_model(settings.checkpoint, dataset)
     if quantized.needs_qkv_bias(settings.variants):
         config_of_all, params = quantized.with_qkv_bias(checkpoint.config, checkpoint.params)
         checkpoint = dataclasses.replace(checkpoint, config=config_of_all, params=params)
@@ -179,7 +175,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
         dataset=dataset,
         problem=problem,
         apply=apply,
-        evaluation=make_manifest(env, "evaluation", settings.episodes, settings.base_seed),
+        evaluation=_evaluation(settings, env, dataset, model.frameskip),
         calibration=make_manifest(env, "calibration", settings.calibration["episodes"], settings.base_seed),
         mesh=mesh,
         tile=tile,
@@ -241,10 +237,13 @@ def describe(sweep: Sweep) -> str:
         else f"gradient descent, {planner['steps']} steps"
     )
     device = sweep.config["device"]
+    task = sweep.problem.env.spec.name
+    if settings.goal_source == "dset":
+        task += f" from {settings.dataset}"
     lines = [
         f"model      {settings.checkpoint} ({sweep.config['model_parameters'] / 1e6:.2f} M parameters)",
         f"variants   {count}: " + ", ".join(sweep.names),
-        f"episodes   {settings.episodes} of {sweep.problem.env.spec.name}, {len(settings.seeds)} planner seed(s), "
+        f"episodes   {settings.episodes} of {task}, {len(settings.seeds)} planner seed(s), "
         f"horizon {', '.join(map(str, settings.horizons))} x {sweep.problem.frameskip} environment steps",
         f"planner    {optimizer}; up to {settings.mpc.iterations} MPC iterations, objective {settings.objective.keep}, "
         f"alpha {settings.objective.alpha:g}",

@@ -11,6 +11,7 @@ from wmq_jax.quantized import VariantSpec, parse_variant
 
 OPTIMIZERS = ("cem", "gd")
 CALIBRATION_SOURCES = ("planner", "dataset")
+GOAL_SOURCES = ("random_state", "dset")  # the official names
 MAX_SEED = 2**31 - 1
 
 
@@ -29,6 +30,8 @@ class SweepSettings:
       horizons: horizons compared, in model actions.
       seeds: the planner's seeds.
       episodes, base_seed: size and base seed of the evaluation manifest.
+      goal_source: one of ``GOAL_SOURCES``; where evaluation starts and ends.
+      goal_horizon: model actions from start to goal of ``dset``.
       calibration_source: one of ``CALIBRATION_SOURCES``.
       calibration: episodes, iterations and samples per optimisation step that calibration looks at, planner's seed and
         horizon; same base seed as evaluation.
@@ -49,6 +52,8 @@ class SweepSettings:
     seeds: tuple[int, ...]
     episodes: int
     base_seed: int
+    goal_source: str
+    goal_horizon: int
     calibration_source: str
     calibration: Mapping[str, int]
     tile: int
@@ -130,11 +135,15 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
     calibration = dict(config["calibration"])
     for key, value in calibration.items():
         _positive(f"calibration.{key}", value, 0 if key == "seed" else 1)
-    source = config["calibration_source"]
-    if source not in CALIBRATION_SOURCES:
-        raise ValueError(f"calibration_source {source!r} is not one of {', '.join(CALIBRATION_SOURCES)}")
-    if source == "dataset" and not config["dataset"]:
-        raise ValueError("calibration_source dataset needs a data set: set dataset to its folder or zip file")
+    source, goals = config["calibration_source"], episodes["goal_source"]
+    for where, name, known in (
+        ("calibration_source", source, CALIBRATION_SOURCES),
+        ("episodes.goal_source", goals, GOAL_SOURCES),
+    ):
+        if name not in known:
+            raise ValueError(f"{where} {name!r} is not one of {', '.join(known)}")
+        if name in ("dataset", "dset") and not config["dataset"]:
+            raise ValueError(f"{where} {name} needs a data set: set dataset to its folder or zip file")
     _finite("planner", planner)
     seeds = parse_integers("planner.seeds", planner["seeds"])
     for where, seed in (("planner.seeds", max(seeds)), ("calibration.seed", calibration["seed"])):
@@ -165,6 +174,8 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
         seeds=seeds,
         episodes=_positive("episodes.count", episodes["count"]),
         base_seed=episodes["base_seed"],
+        goal_source=goals,
+        goal_horizon=_positive("episodes.goal_horizon", episodes["goal_horizon"]),
         calibration_source=source,
         calibration=calibration,
         tile=engine["tile"],

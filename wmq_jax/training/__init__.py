@@ -1,15 +1,18 @@
 """Data generation and training of world models."""
 
 from wmq_jax.training.generate import WalkConfig, generate_trajectories
+from wmq_jax.training.given import Given, take_given
 from wmq_jax.training.run import check_folder, open_workdir, train
 from wmq_jax.training.settings import TrainSettings, check_settings
 
 __all__ = [
+    "Given",
     "TrainSettings",
     "WalkConfig",
     "check_folder",
     "check_settings",
     "generate_trajectories",
     "open_workdir",
+    "take_given",
     "train",
 ]

@@ -24,7 +24,7 @@ class Frames(NamedTuple):
     actions: jax.Array
 
 
-_BLOCK = 256  # frames encoded together
+_BLOCK = 256  # frames encoded together, at the most
 
 
 def render(env: Wall, states: jax.Array) -> jax.Array:
@@ -43,10 +43,11 @@ def encode_visual(model: WorldModel, params: Any, images: jax.Array) -> jax.Arra
 def encode_states(model: WorldModel, params: Any, env: Wall, states: jax.Array) -> jax.Array:
     """Visual latents (..., P, D) of states (..., s), rendered and encoded in blocks so that memory stays small."""
     flat = states.reshape(-1, states.shape[-1])
-    blocks = -(-flat.shape[0] // _BLOCK)
-    padded = jnp.resize(flat, (blocks * _BLOCK, flat.shape[1])).reshape(blocks, _BLOCK, -1)
+    size = min(_BLOCK, flat.shape[0])
+    blocks = -(-flat.shape[0] // size)
+    padded = jnp.resize(flat, (blocks * size, flat.shape[1])).reshape(blocks, size, -1)
     latents = jax.lax.map(lambda block: encode_visual(model, params, render(env, block)), padded)
-    latents = latents.reshape(blocks * _BLOCK, *latents.shape[2:])[: flat.shape[0]]
+    latents = latents.reshape(blocks * size, *latents.shape[2:])[: flat.shape[0]]
     return latents.reshape(*states.shape[:-1], *latents.shape[1:])
 
 

@@ -26,6 +26,7 @@ from wmq_jax.training.development import plan_episodes
 from wmq_jax.training.encoder import encoder_stage, feature_statistics
 from wmq_jax.training.frames import Frames, frames_of
 from wmq_jax.training.generate import generate_trajectories
+from wmq_jax.training.given import Given
 from wmq_jax.training.loop import StageResult, run_stage, stage_progress
 from wmq_jax.training.predictor import predictor_stage
 from wmq_jax.training.settings import TrainSettings
@@ -71,13 +72,16 @@ def check_folder(workdir: Path) -> None:
             raise ValueError(f"{error}; delete {workdir / _SUMMARY} to write it and the model anew") from None
 
 
-def train(settings: TrainSettings, workdir: Path, log: Log = print) -> dict[str, Any]:
+def train(
+    settings: TrainSettings, workdir: Path, log: Log = print, given: Given = Given({}, {}, None)
+) -> dict[str, Any]:
     """Runs every stage that is not done yet.
 
     Args:
       settings: what to train.
       workdir: a folder of `open_workdir`.
       log: takes progress lines.
+      given: what is not made here; a given encoder has no stage.
 
     Returns:
       What summary.json holds: minutes and last losses per stage, validation errors, development success.
@@ -89,20 +93,21 @@ def train(settings: TrainSettings, workdir: Path, log: Log = print) -> dict[str,
     began = time.monotonic()
     key = jax.random.key(settings.seed)
     data_key, init_key, encoder_key, predictor_key, decoder_key = jax.random.split(key, 5)
-    training, validation = _trajectories(settings, workdir, data_key, log)
-    normalizer = Normalizer.fit(training.actions, training.states)
+    training, validation = _trajectories(settings, workdir, data_key, given, log)
+    normalizer = given.normalizer or Normalizer.fit(training.actions, training.states)
     model = WorldModel(settings.model)
-    params = init_params(model, init_key)
+    params = {**init_params(model, init_key), **jax.tree.map(jnp.asarray, dict(given.params))}
     states = jnp.asarray(training.states)
     data_seconds = time.monotonic() - began
 
     results: dict[str, StageResult] = {}
-    results["encoder"] = run_stage(
-        encoder_stage(model, params, settings.env, states, encoder_key, settings.encoder), workdir, log
-    )
-    params = {**params, "encoder": results["encoder"].state.params["encoder"]}
-    if settings.model.standardize_latents:
-        params["encoder_stats"] = feature_statistics(model, params, settings.env, states)
+    if "encoder" not in given.params:
+        results["encoder"] = run_stage(
+            encoder_stage(model, params, settings.env, states, encoder_key, settings.encoder), workdir, log
+        )
+        params = {**params, "encoder": results["encoder"].state.params["encoder"]}
+        if settings.model.standardize_latents:
+            params["encoder_stats"] = feature_statistics(model, params, settings.env, states)
 
     frames = _frames(settings, training, normalizer)
     results["predictor"] = run_stage(
@@ -136,14 +141,16 @@ def init_params(model: WorldModel, key: jax.Array) -> dict[str, Any]:
     return {**params, "encoder": {**encoder, "pos_embed": _POSITION_GAIN * encoder["pos_embed"]}}
 
 
-def _trajectories(settings: TrainSettings, workdir: Path, key: jax.Array, log: Log) -> list[Trajectories]:
+def _trajectories(settings: TrainSettings, workdir: Path, key: jax.Array, given: Given, log: Log) -> list[Trajectories]:
     """Training and validation trajectories, from disk where an earlier start left them."""
     folder = workdir / "data"
     folder.mkdir(exist_ok=True)
     parts = []
     for name, part_key in zip(("train", "validation"), jax.random.split(key), strict=True):
         path = folder / f"{name}.npz"
-        if not path.exists():
+        if name in given.trajectories:
+            save_trajectories(path, given.trajectories[name], {"env": "wall"})
+        elif not path.exists():
             count = getattr(settings.data, name)
             log(f"data: generates {count} {name} trajectories of {settings.data.walk.steps} steps")
             part = generate_trajectories(part_key, settings.env, count, settings.data.walk)

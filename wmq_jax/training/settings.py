@@ -108,14 +108,14 @@ class ValidationSettings:
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
-    """A checked configuration; `configs/train_wall.py` documents the fields."""
+    """A checked configuration; `configs/train_wall.py` documents the fields. A given encoder has no settings."""
 
     name: str
     seed: int
     env: Wall
     model: WorldModelConfig
     data: DataSettings
-    encoder: EncoderSettings
+    encoder: EncoderSettings | None
     predictor: PredictorSettings
     decoder: DecoderSettings
     validation: ValidationSettings
@@ -133,19 +133,22 @@ def check_settings(config: Mapping[str, Any]) -> TrainSettings:
     data = dict(config["data"])
     walk = WalkConfig(**{name: _frozen(value) for name, value in data.pop("walk").items()})
     validation = dict(config["validation"])
+    encoder = EncoderSettings(**{name: _frozen(value) for name, value in config["encoder"].items()})
     settings = TrainSettings(
         name=config["name"],
         seed=config["seed"],
         env=env,
         model=WorldModelConfig.from_dict(config["model"]),
         data=DataSettings(walk=walk, **data),
-        encoder=EncoderSettings(**{name: _frozen(value) for name, value in config["encoder"].items()}),
+        encoder=None if config["init"]["checkpoint"] else encoder,
         predictor=PredictorSettings(**config["predictor"]),
         decoder=DecoderSettings(**config["decoder"]),
         validation=ValidationSettings(planner=CEMConfig(**validation.pop("planner")), **validation),
     )
     _check_numbers(settings)
     _check_fit(settings)
+    if settings.encoder is not None:
+        _check_encoder(settings.encoder, settings.model)
     return settings
 
 
@@ -159,19 +162,16 @@ def _check_numbers(settings: TrainSettings) -> None:
     if not 0 <= settings.seed < 2**32:
         raise ValueError(f"seed must be 0..{2**32 - 1}, not {settings.seed}")
     for group in ("data", "encoder", "predictor", "decoder", "validation"):
-        for field, value in vars(getattr(settings, group)).items():
+        fields = getattr(settings, group)
+        for field, value in vars(fields).items() if fields is not None else ():
             least = 0 if field in ("warmup", "weight_decay", "episodes", "base_seed", "pictures") else 1
             if isinstance(value, int) and value < least:
                 raise ValueError(f"{group}.{field} must be {least} or more, not {value}")
             if isinstance(value, float) and not 0 <= value < math.inf:
                 raise ValueError(f"{group}.{field} must be a number of 0 or more, not {value}")
-    if settings.encoder.batch % 2:
-        raise ValueError(f"encoder.batch must be even, since frames come in pairs, not {settings.encoder.batch}")
     if settings.predictor.optimizer not in PREDICTOR_OPTIMIZERS:
         known = " or ".join(PREDICTOR_OPTIMIZERS)
         raise ValueError(f"predictor.optimizer must be {known}, not {settings.predictor.optimizer!r}")
-    if not settings.encoder.blurs or not all(0 < blur < math.inf for blur in settings.encoder.blurs):
-        raise ValueError(f"encoder.blurs must be positive numbers, not {settings.encoder.blurs}")
 
 
 def _check_fit(settings: TrainSettings) -> None:
@@ -201,12 +201,19 @@ def _check_fit(settings: TrainSettings) -> None:
         raise ValueError(f"validation.rollouts is more than data.validation {data.validation}")
     for group in ("encoder", "decoder"):
         stage = getattr(settings, group)
+        if stage is None:
+            continue
         if stage.steps % stage.chunk:
             raise ValueError(f"{group}.chunk {stage.chunk} must divide {group}.steps {stage.steps}")
         if stage.warmup >= stage.steps:
             raise ValueError(f"{group}.warmup {stage.warmup} must be less than {group}.steps {stage.steps}")
+
+
+def _check_encoder(encoder: EncoderSettings, model: WorldModelConfig) -> None:
+    if encoder.batch % 2:
+        raise ValueError(f"encoder.batch must be even, since frames come in pairs, not {encoder.batch}")
+    if not encoder.blurs or not all(0 < blur < math.inf for blur in encoder.blurs):
+        raise ValueError(f"encoder.blurs must be positive numbers, not {encoder.blurs}")
     side = model.encoder_image_size // model.encoder.patch
-    if settings.encoder.grid % side:
-        raise ValueError(
-            f"encoder.grid {settings.encoder.grid} must be a multiple of the encoder's {side} patches a side"
-        )
+    if encoder.grid % side:
+        raise ValueError(f"encoder.grid {encoder.grid} must be a multiple of the encoder's {side} patches a side")

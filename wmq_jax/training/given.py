@@ -1,0 +1,88 @@
+"""What a training run does not make itself: trajectories of an official data set, parts of a checkpoint."""
+
+import copy
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from wmq_jax.checkpoints.native import ModelCheckpoint, params_sha256
+from wmq_jax.checkpoints.opening import open_model
+from wmq_jax.data import Normalizer, OfficialDataset, Trajectories, open_dataset, wall_parts
+from wmq_jax.training.predictor import TRAINED
+
+
+class Given(NamedTuple):
+    """What a run does not make itself.
+
+    Attributes:
+      trajectories: 'train' and 'validation', or none: they are generated.
+      params: parameters by module. The encoder among them stays as it is; others are where training starts.
+      normalizer: the statistics to train with; None for those of the training trajectories.
+    """
+
+    trajectories: Mapping[str, Trajectories]
+    params: Mapping[str, Any]
+    normalizer: Normalizer | None
+
+
+def take_given(config: Mapping[str, Any], overridden: Collection[str] = ()) -> tuple[dict[str, Any], Given]:
+    """Opens the data set and the checkpoint that a config names.
+
+    Args:
+      config: a resolved config, as plain dictionaries.
+      overridden: dotted names of the fields that the user set.
+
+    Returns:
+      The config with the sizes of what is given in place of its own, and what is given. The config's new field `given`
+      identifies it, so that a run is not resumed with something else.
+
+    Raises:
+      FileNotFoundError, ValueError: one of them cannot be read, or does not fit the config or the other.
+    """
+    config = copy.deepcopy(dict(config))
+    dataset = open_dataset(config["dataset"]) if config["dataset"] else None
+    start = _open_checkpoint(config, dataset, overridden) if config["init"]["checkpoint"] else None
+    normalizer = start.normalizer if start is not None else dataset.normalizer if dataset is not None else None
+    params = _starting_params(start, config["init"]) if start is not None else {}
+    given = Given(_trajectories(config, dataset) if dataset is not None else {}, params, normalizer)
+    config["given"] = {
+        "params_sha256": params_sha256(params) if params else "",
+        "normalizer": normalizer.to_dict() if normalizer is not None else {},
+    }
+    return config, given
+
+
+def _open_checkpoint(
+    config: dict[str, Any], dataset: OfficialDataset | None, overridden: Collection[str]
+) -> ModelCheckpoint:
+    """Loads the checkpoint; the config's model becomes its model."""
+    where = config["init"]["checkpoint"]
+    own = sorted(name for name in overridden if name.startswith("model."))
+    if own:
+        raise ValueError(f"{own[0]} cannot be set beside init.checkpoint: {where} has its own sizes")
+    checkpoint = open_model(where, dataset)
+    env = checkpoint.metadata.get("env", config["env"]["name"])
+    if env != config["env"]["name"]:
+        raise ValueError(f"init.checkpoint {where} is a model of {env}, but env.name is {config['env']['name']}")
+    config["model"] = checkpoint.config.to_dict()
+    config["env"]["image_size"] = checkpoint.config.image_size
+    return checkpoint
+
+
+def _starting_params(start: ModelCheckpoint, init: Mapping[str, Any]) -> dict[str, Any]:
+    """The frozen encoder, and the parts that training goes on from."""
+    trained = (*(TRAINED if init["predictor"] else ()), *(("decoder",) if init["decoder"] else ()))
+    return {name: start.params[name] for name in ("encoder", "encoder_stats", *trained) if name in start.params}
+
+
+def _trajectories(config: dict[str, Any], dataset: OfficialDataset) -> dict[str, Trajectories]:
+    """The data set's parts; the config's numbers of trajectories become theirs, or at most theirs."""
+    parts = wall_parts(dataset, config["model"]["frameskip"])
+    # Parts may differ in length, and clips of one length are trained on.
+    steps = min(part.actions.shape[1] for part in parts.values())
+    parts = {name: Trajectories(part.states[:, : steps + 1], part.actions[:, :steps]) for name, part in parts.items()}
+    sizes = {name: len(part.states) for name, part in parts.items()}
+    config["data"] |= sizes
+    config["data"]["walk"]["steps"] = steps
+    for group, field, most in (("predictor", "shard", sizes["train"]), ("validation", "rollouts", sizes["validation"])):
+        config[group][field] = min(config[group][field], most)
+    return parts
