@@ -46,6 +46,8 @@ def tap(x: jax.Array, name: str) -> jax.Array:
         parameter 'kernel'. A name that is used twice is one site. In a scan (and a loop whose length is known), each
         iteration has a statistic and a quantizer of its own.
 
+    Differentiate the quantized function: in one that takes gradients inside itself, they are those of the tap, 1.
+
     Raises:
       TypeError: ``name`` is no string.
     """
