@@ -1,8 +1,8 @@
 """Activation quantization and calibration of any Flax Linen model, without editing it.
 
-The input of every Dense, DenseGeneral, Einsum and convolution is intercepted. Its quantizer lives
-in the collection 'quant' at the module's own path, as variable 'input'; statistics live in 'stats', those of a block's
-input as variable 'block'.
+The input of every Dense, DenseGeneral, Einsum and convolution is intercepted. Several last axes that a DenseGeneral
+contracts (the heads of an output projection) are one: its channels. The quantizer lives in the collection 'quant' at
+the module's own path, as variable 'input'; statistics live in 'stats', those of a block's input as variable 'block'.
 Collections, not names, keep layers apart, so a scanned stack works too: with
 ``nn.scan(..., variable_axes={'params': 0, 'quant': 0})`` every layer has its own quantizer.
 
