@@ -85,7 +85,7 @@ def test_the_view_is_the_same_function(setting):
     "transform",
     [
         quant.smoothquant(0.5, linear=True),
-        # A grid that reaches the ends: on others, the largest weight of a group lies between two codes, and an ulp decides.
+        # A grid that reaches the ends: on others, the largest weight of a group lies between codes, and an ulp decides.
         quant.awq(4, 4, grid_fn=quant.range_grid),
         quant.omniquant(4, epochs=1, optimizer=ADAM, act_bits=8),
     ],

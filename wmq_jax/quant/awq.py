@@ -114,8 +114,8 @@ def awq(
         ``grid_fn``.
 
     Raises (``check``):
-      ValueError: no topology, no sampled block input, a kernel whose inputs are not the channels of its tap (a convolution's), NaN or
-        infinity; the site is named.
+      ValueError: no topology, no sampled block input, a kernel whose inputs are not the channels of its tap (a
+        convolution's), NaN or infinity; the site is named.
     """
     spec = AWQSpec(
         weights.WeightSpec(None, group_size, layout),

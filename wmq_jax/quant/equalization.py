@@ -120,10 +120,10 @@ def channel_statistics(state: State, topology: Topology, pairs, method: str) -> 
             raise ValueError(
                 f"{method} needs statistics of the channels of site '{site}'; observe with channel_ranges()"
             )
-        if seen[site].minimum.shape[-1] != rows:
+        channels = seen[site].minimum.shape[-1]
+        if channels != rows:
             raise ValueError(
-                f"{method} cannot treat site '{site}': its kernel has {rows} inputs, but {seen[site].minimum.shape[-1]} "
-                f"channels pass it"
+                f"{method} cannot treat site '{site}': its kernel has {rows} inputs, but {channels} channels pass it"
             )
     calibration.check_statistics({site: seen[site] for site in wanted})
 

@@ -105,7 +105,7 @@ def with_params(model: nnx.Module, params: PyTree) -> nnx.Module:
 
 @functools.cache
 def _tapped(kind: type[nnx.Module]) -> type[nnx.Module]:
-    """The kind of module with a tap at its first argument: a subclass, so that states and attributes stay as they are."""
+    """A subclass with a tap at its first argument: states and attributes stay as they are."""
 
     def call(self, *args, **kwargs):
         axis = self.axis if isinstance(self, nnx.LinearGeneral) else -1

@@ -40,13 +40,13 @@ batching.primitive_batchers[_tap] = _batch
 def tap(x: jax.Array, name: str) -> jax.Array:
     """``x``, at a place called ``name``: the input of a weight that may be quantized.
 
+    Differentiate the quantized function: one that takes gradients inside itself sees those of the tap, which are 1.
+
     Args:
       x: (..., C) floating-point array, C what the weight contracts.
       name: of the site ('block_0/fc1'); if a transform is to find the weight beside it, the path of what owns its
         parameter 'kernel'. A name that is used twice is one site. In a scan (and a loop whose length is known), each
         iteration has a statistic and a quantizer of its own.
-
-    Differentiate the quantized function: in one that takes gradients inside itself, they are those of the tap, 1.
 
     Raises:
       TypeError: ``name`` is no string.
