@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 
 # From top to bottom; a module may import its own layer and those below it.
 ORDER = (
+    "examples",
     "experiments",
     "cli",
     "analysis",
@@ -25,7 +26,7 @@ ORDER = (
     "io",
 )
 # Layers that may import less than the order allows: what of our own and of other packages they see.
-OWN_ONLY = {"analysis": {"analysis", "io"}, "models": {"models"}, "io": {"io"}}
+OWN_ONLY = {"examples": {"examples", "quant"}, "analysis": {"analysis", "io"}, "models": {"models"}, "io": {"io"}}
 FOREIGN_ONLY = {"analysis": {"numpy", "matplotlib"}, "quant": {"jax", "numpy"}}
 # Adapters of quant to frameworks, imported on request; the rest of quant may not import them.
 ADAPTERS = {"wmq_jax/quant/linen.py": {"flax"}, "wmq_jax/quant/nnx.py": {"flax"}}
@@ -36,7 +37,7 @@ def layer_of(module: str) -> str | None:
     top, *rest = module.split(".")
     if top == "wmq_jax":
         return rest[0] if rest else ""
-    return top if top == "experiments" else None
+    return top if top in ("examples", "experiments") else None
 
 
 def imported(source: str, package: str) -> set[str]:
@@ -78,7 +79,7 @@ def violations(path: str, source: str) -> list[str]:
 
 def modules() -> list[str]:
     """Every module of the package and every entry point, but the package's own ``__init__``."""
-    files = [*(ROOT / "wmq_jax").rglob("*.py"), *(ROOT / "experiments").rglob("*.py")]
+    files = [file for folder in ("wmq_jax", "experiments", "examples") for file in (ROOT / folder).rglob("*.py")]
     names = sorted(file.relative_to(ROOT).as_posix() for file in files)
     return [name for name in names if name != "wmq_jax/__init__.py"]
 
@@ -105,6 +106,7 @@ def test_the_package_itself_imports_nothing():
         ("wmq_jax/analysis/stats.py", "import jax"),
         ("wmq_jax/analysis/stats.py", "from wmq_jax.sweep import rows"),
         ("wmq_jax/planning/cem.py", "from wmq_jax.strange import thing"),
+        ("examples/vit_linen.py", "from wmq_jax.models import vit"),
     ],
 )
 def test_an_arrow_that_points_up_is_found(path, source):

@@ -1,7 +1,7 @@
 """Post-training quantization as composable transforms over any pytree of parameters.
 
-Nothing here needs more than jax and numpy. ``wmq_jax.quant.linen`` adapts Flax Linen models and is
-imported on request.
+Nothing here needs more than jax and numpy. ``wmq_jax.quant.linen`` and ``wmq_jax.quant.nnx`` adapt Flax models and
+are imported on request.
 """
 
 from wmq_jax.quant.activations import (
@@ -22,6 +22,7 @@ from wmq_jax.quant.calibration import (
     statistics_to_arrays,
 )
 from wmq_jax.quant.equalization import rescale, rescale_statistics, smoothing_scale
+from wmq_jax.quant.functions import observe, quantized_apply
 from wmq_jax.quant.grid import (
     MAX_BITS,
     MIN_BITS,
@@ -55,7 +56,8 @@ from wmq_jax.quant.round_to_nearest import rtn
 from wmq_jax.quant.rules import Rule, match_rules
 from wmq_jax.quant.smoothquant import smoothquant
 from wmq_jax.quant.statistics import AverageRange, ChannelRange, Range, Sequences
-from wmq_jax.quant.topology import LINEAR, NORM, Block, Pair, Part, Topology, no_tap
+from wmq_jax.quant.taps import tap, thread
+from wmq_jax.quant.topology import LINEAR, NORM, Block, Pair, Part, Topology
 from wmq_jax.quant.transform import State, Transform, chain, quantize
 from wmq_jax.quant.weights import (
     RELEASED_SCALE_LIMITS,
@@ -129,7 +131,7 @@ __all__ = [
     "merge_statistics",
     "minmax",
     "no_quantizer",
-    "no_tap",
+    "observe",
     "omniquant",
     "omniquant_block",
     "omse",
@@ -139,6 +141,7 @@ __all__ = [
     "per_token_quantizer",
     "percentile",
     "quantize",
+    "quantized_apply",
     "range_grid",
     "released_omse_grid",
     "released_range_grid",
@@ -157,6 +160,8 @@ __all__ = [
     "statistics_from_arrays",
     "statistics_to_arrays",
     "straight_through_round",
+    "tap",
+    "thread",
     "to_groups",
     "unsigned_limits",
 ]

@@ -20,6 +20,7 @@ import numpy as np
 from wmq_jax.quant import grid, paths, weights
 from wmq_jax.quant.block_inputs import capture, check_block_inputs, mean_over, sampled_inputs
 from wmq_jax.quant.equalization import check_topology, rescale, rescale_statistics
+from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import Block, Pair, Topology
 from wmq_jax.quant.transform import State, Transform
 
@@ -113,7 +114,8 @@ def awq(
         ``grid_fn``.
 
     Raises (``check``):
-      ValueError: no topology, no sampled block input, a kernel that is no matrix, NaN or infinity; the site is named.
+      ValueError: no topology, no sampled block input, a kernel whose inputs are not the channels of its tap (a
+        convolution's), NaN or infinity; the site is named.
     """
     spec = AWQSpec(
         weights.WeightSpec(None, group_size, layout),
@@ -137,8 +139,10 @@ def awq(
         for stack in topology.stacks:
             x, mask = sampled_inputs(state.statistics, stack)
             for path, block in stack:
-                found = awq_block(paths.subtree(params, path), x, mask, bits, block, spec)
-                params, x = paths.nest({path: found.params}, params), found.output
+                part = paths.subtree(params, path)
+                view, matrices = as_matrices(block, part)
+                found = awq_block(matrices, x, mask, bits, view, spec)
+                params, x = paths.nest({path: reshape_like(found.params, part)}, params), found.output
                 for pair in spec.pairs(block):
                     if pair.producer is not None:
                         statistics = rescale_statistics(statistics, path, pair, found.scales[pair.consumers[0]])
@@ -152,7 +156,7 @@ def awq_block(params: PyTree, x: jax.Array, mask: jax.Array, bits, block: Block,
     """AWQ on one block.
 
     Args:
-      params: of the block.
+      params: of the block; kernels of sites are matrices (see ``as_matrices``).
       x: (n, L, ...) inputs of the block.
       mask: (n, L), 1 where an input counts.
       bits: 2..15; may be traced.

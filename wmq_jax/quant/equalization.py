@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from wmq_jax.quant import calibration, paths
+from wmq_jax.quant.matrices import as_matrices
 from wmq_jax.quant.statistics import ChannelRange
 from wmq_jax.quant.topology import NORM, Block, Pair, Topology
 from wmq_jax.quant.transform import State
@@ -79,10 +80,10 @@ def rescale_statistics(statistics: PyTree, path: str, pair: Pair, scale: jax.Arr
 
 
 def check_topology(state: State, topology: Topology | None, method: str) -> None:
-    """Checks that there is a topology and that the parameters have what it names.
+    """Checks that there is a topology, and that the parameters have what it names as matrices.
 
     Raises:
-      ValueError: there is none, or a name is not there.
+      ValueError: there is none, a name is not there, or a kernel of several axes does not say which are inputs.
     """
     if topology is None:
         raise ValueError(f"{method} needs a topology: quantize(transform, params, statistics, topology)")
@@ -93,20 +94,36 @@ def check_topology(state: State, topology: Topology | None, method: str) -> None
         missing = [name for name in wanted if name not in names]
         if missing:
             raise ValueError(f"the topology names '{missing[0]}', which the parameters lack")
+        for site in block.sites:
+            shape = tuple(names[f"{path}/{site}/kernel"].shape)
+            if len(shape) != 2 and site not in dict(block.input_axes):
+                raise ValueError(
+                    f"{method} takes kernels of two axes, or of several where the block's input_axes says how many are "
+                    f"inputs; '{path}/{site}/kernel' has shape {shape}"
+                )
 
 
 def channel_statistics(state: State, topology: Topology, pairs, method: str) -> None:
     """Checks on the host that every consumer of the chosen pairs has a finite statistic of its channels.
 
     Raises:
-      ValueError: naming the first site that has none.
+      ValueError: naming the first site that has none, or none of the inputs of its kernel.
     """
     seen = {} if state.statistics is None else calibration.site_statistics(state.statistics)
-    wanted = [f"{path}/{c}" for path, block in topology.blocks() for pair in pairs(block) for c in pair.consumers]
-    for site in wanted:
+    wanted = {}
+    for path, block in topology.blocks():
+        consumers = [consumer for pair in pairs(block) for consumer in pair.consumers]
+        _, matrices = as_matrices(block, paths.subtree(state.params, path))
+        wanted |= {f"{path}/{name}": paths.subtree(matrices, name)["kernel"].shape[0] for name in consumers}
+    for site, rows in wanted.items():
         if not isinstance(seen.get(site), ChannelRange):
             raise ValueError(
                 f"{method} needs statistics of the channels of site '{site}'; observe with channel_ranges()"
+            )
+        channels = seen[site].minimum.shape[-1]
+        if channels != rows:
+            raise ValueError(
+                f"{method} cannot treat site '{site}': its kernel has {rows} inputs, but {channels} channels pass it"
             )
     calibration.check_statistics({site: seen[site] for site in wanted})
 

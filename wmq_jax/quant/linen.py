@@ -1,8 +1,8 @@
 """Activation quantization and calibration of any Flax Linen model, without editing it.
 
-The input of every Dense, DenseGeneral, Einsum and convolution is intercepted. Its quantizer lives
-in the collection 'quant' at the module's own path, as variable 'input'; statistics live in 'stats', those of a block's
-input as variable 'block'.
+The input of every Dense, DenseGeneral, Einsum and convolution is intercepted. Several last axes that a DenseGeneral
+contracts (the heads of an output projection) are one: its channels. The quantizer lives in the collection 'quant' at
+the module's own path, as variable 'input'; statistics live in 'stats', those of a block's input as variable 'block'.
 Collections, not names, keep layers apart, so a scanned stack works too: with
 ``nn.scan(..., variable_axes={'params': 0, 'quant': 0})`` every layer has its own quantizer.
 
@@ -24,7 +24,7 @@ from wmq_jax.quant.calibration import BLOCK, INPUT
 from wmq_jax.quant.grid import Rounding
 from wmq_jax.quant.observers import Observer, minmax, sequences
 from wmq_jax.quant.quantizer import fake_quant
-from wmq_jax.quant.topology import Tap, no_tap
+from wmq_jax.quant.taps import tap, with_channels
 
 QUANT = "quant"
 STATS = "stats"
@@ -129,9 +129,9 @@ class ModuleApply:
     module: nn.Module
     output: int | None = None
 
-    def __call__(self, params: Any, x: Any, tap: Tap = no_tap) -> Any:
-        """The module's output, each site's input replaced by what ``tap(name, input)`` returns."""
-        with nn.intercept_methods(_on_input(lambda module, x: tap("/".join(module.path), x))):
+    def __call__(self, params: Any, x: Any) -> Any:
+        """The module's output; every intercepted module's input is a tap of its path."""
+        with nn.intercept_methods(_on_input(lambda module, x: tap(x, "/".join(module.path)))):
             out = self.module.apply({"params": params}, x)
         return out if self.output is None else out[self.output]
 
@@ -144,14 +144,20 @@ def _update(module: nn.Module, name: str, observer: Observer, x: Any) -> None:
 
 
 def _on_input(function: Callable[[nn.Module, Any], Any]) -> Callable[..., Any]:
-    """An interceptor that puts ``function(module, x)`` in place of the input of a call."""
+    """An interceptor that puts ``function(module, x)`` in place of the input of a call.
+
+    Several last axes that a DenseGeneral contracts are one in ``x``: its channels.
+    """
 
     def intercept(next_function, args, kwargs, context):
         if isinstance(context.module, INTERCEPTED) and context.method_name == "__call__":
+            module = context.module
+            axis = module.axis if isinstance(module, nn.DenseGeneral) else -1
+            change = with_channels(lambda x: function(module, x), axis)
             if args:
-                args = (function(context.module, args[0]), *args[1:])
+                args = (change(args[0]), *args[1:])
             else:
-                kwargs = {**kwargs, "inputs": function(context.module, kwargs["inputs"])}
+                kwargs = {**kwargs, "inputs": change(kwargs["inputs"])}
         return next_function(*args, **kwargs)
 
     return intercept

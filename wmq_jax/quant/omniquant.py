@@ -28,7 +28,9 @@ from wmq_jax.quant.equalization import (
     smoothing_scale,
 )
 from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, lwc_grid
+from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.quantizer import fake_quant_tokens, per_token_quantizer
+from wmq_jax.quant.taps import thread
 from wmq_jax.quant.topology import Block, Topology
 from wmq_jax.quant.transform import State, Transform
 
@@ -108,7 +110,8 @@ def omniquant(
 
     Raises:
       ValueError: epochs without an optimizer; and from ``check``: no topology, no sampled block input, no statistics of
-        channels, a kernel that is no matrix, NaN or infinity; the site is named.
+        channels, a kernel whose inputs are not the channels of its tap (a convolution's), NaN or infinity; the site is
+        named.
     """
     if epochs < 0 or (epochs and optimizer is None):
         raise ValueError(f"omniquant takes epochs of 0, or more with an optimizer; got {epochs} and {optimizer}")
@@ -134,9 +137,10 @@ def omniquant(
             for path, block in stack:
                 maxima = {pair.consumers[0]: sites[f"{path}/{pair.consumers[0]}"].absmax() for pair in foldable(block)}
                 part = paths.subtree(params, path)
-                learned = initial(part, maxima, alpha, block, spec)
-                trained = omniquant_block(part, learned, x, target, mask, bits, act_bits, block, spec)
-                params = paths.nest({path: trained.params}, params)
+                view, matrices = as_matrices(block, part)
+                learned = initial(matrices, maxima, alpha, view, spec)
+                trained = omniquant_block(matrices, learned, x, target, mask, bits, act_bits, view, spec)
+                params = paths.nest({path: reshape_like(trained.params, part)}, params)
                 x, target = trained.output, trained.target
                 for pair in foldable(block):
                     moved = trained.learned[TRANSFORM][pair.consumers[0]]
@@ -197,7 +201,7 @@ def omniquant_block(
     if spec.epochs:
         learned, losses = _train(params, learned, x, target, mask, bits, act_bits, block, spec)
     quantized = transformed(params, learned, bits, block, spec, jnp.round)
-    output = block.apply(quantized, x, _quantize_inputs(act_bits, spec, jnp.round))
+    output = _with_quantized_inputs(quantized, x, act_bits, block, spec, jnp.round)
     return OmniQuantBlock(quantized, learned, losses, output, target)
 
 
@@ -205,7 +209,7 @@ def block_loss(learned, params, x, target, mask, bits, act_bits, block: Block, s
     """Mean squared error of the quantized block, with straight-through rounding."""
     rounding = grids.straight_through_round
     quantized = transformed(params, learned, bits, block, spec, rounding)
-    output = block.apply(quantized, x, _quantize_inputs(act_bits, spec, rounding))
+    output = _with_quantized_inputs(quantized, x, act_bits, block, spec, rounding)
     weight = mask.reshape(mask.shape + (1,) * (output.ndim - mask.ndim))
     values = mask.sum() * (output.size // mask.size)
     return (weight * (output - target) ** 2).sum() / jnp.maximum(values, 1)
@@ -257,7 +261,8 @@ def _train(params, learned, x, target, mask, bits, act_bits, block: Block, spec:
     return learned, losses
 
 
-def _quantize_inputs(act_bits, spec: OmniQuantSpec, rounding):
-    """A tap that quantizes per token; ``NO_BITS`` leaves inputs as they are."""
+def _with_quantized_inputs(params, x, act_bits, block: Block, spec: OmniQuantSpec, rounding) -> jax.Array:
+    """The block's output with the inputs of its sites quantized per token; ``NO_BITS`` leaves them as they are."""
     quantizer = per_token_quantizer(act_bits, include_zero=spec.include_zero)
-    return lambda name, x: fake_quant_tokens(x, quantizer, rounding)
+    output, _ = thread(block.apply, lambda name, _, x: (fake_quant_tokens(x, quantizer, rounding), None))({}, params, x)
+    return output

@@ -12,7 +12,12 @@ PyTree = Any
 
 
 def path_name(path) -> str:
-    """'encoder/blocks_0/attn/qkv/kernel' for a key path of ``jax.tree_util``."""
+    """'encoder/blocks_0/attn/qkv/kernel' for a key path of ``jax.tree_util``.
+
+    Boxes that hold an array as their attribute 'value' (variables of Flax NNX, partitioned ones of Linen) add no name.
+    """
+    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
+        path = path[:-1]
     return "/".join(str(_key(entry)) for entry in path)
 
 

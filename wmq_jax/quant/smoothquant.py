@@ -16,6 +16,7 @@ from wmq_jax.quant.equalization import (
     rescale_statistics,
     smoothing_scale,
 )
+from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import LINEAR, NORM, Pair, Topology
 from wmq_jax.quant.transform import State, Transform
 
@@ -52,8 +53,9 @@ def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
         for path, block in topology.blocks():
             pairs = tuple(foldable(block, kinds))
             maxima = [seen[f"{path}/{pair.consumers[0]}"].absmax() for pair in pairs]
-            block_params, scales = _smooth(paths.subtree(params, path), maxima, alpha, pairs)
-            params = paths.nest({path: block_params}, params)
+            part = paths.subtree(params, path)
+            smoothed, scales = _smooth(as_matrices(block, part)[1], maxima, alpha, pairs)
+            params = paths.nest({path: reshape_like(smoothed, part)}, params)
             for pair, scale in zip(pairs, scales):
                 statistics = rescale_statistics(statistics, path, pair, scale)
         return state._replace(params=params, statistics=statistics)

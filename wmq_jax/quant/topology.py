@@ -15,11 +15,9 @@ import jax
 
 PyTree = Any
 
-# Called at every site of a block with its relative name and its input; the model goes on with what it returns.
-Tap = Callable[[str, jax.Array], jax.Array]
-# (parameters of the block, input (B, L, ...), tap) -> output. Pure, and hashable by value: it is a static argument.
-# Without a tap nothing is replaced.
-BlockApply = Callable[..., jax.Array]
+# (parameters of the block, input (B, L, ...)) -> output. Pure, and hashable by value: it is a static argument. Every
+# site is a tap (``quant.tap``) of its relative name.
+BlockApply = Callable[[PyTree, jax.Array], jax.Array]
 
 NORM = "norm"
 LINEAR = "linear"
@@ -31,7 +29,7 @@ class Part:
 
     Attributes:
       path: of its parameters in the block; '' for the whole block.
-      apply: ``(its parameters, x, tap) -> output``.
+      apply: ``(its parameters, x) -> output``.
     """
 
     path: str
@@ -68,12 +66,20 @@ class Block:
       sites: names of its sites in the order in which they run.
       pairs: in the order in which they are to be treated.
       queries_keys: (site, number of outputs): the first outputs of a site that only decide attention weights.
+      input_axes: (site, number of leading axes of its kernel that are inputs), for kernels of more than two axes: 1 for
+        the queries of a DenseGeneral (C, heads, head_dim), 2 for its output projection (heads, head_dim, C). The
+        channels of what the site's tap sees are their product.
     """
 
     apply: BlockApply
     sites: tuple[str, ...]
     pairs: tuple[Pair, ...] = ()
     queries_keys: tuple[tuple[str, int], ...] = ()
+    input_axes: tuple[tuple[str, int], ...] = ()
+
+    def input_axes_of(self, site: str) -> int:
+        """How many leading axes of a site's kernel are inputs; 1 unless stated."""
+        return dict(self.input_axes).get(site, 1)
 
 
 # Blocks that run one after the other, each on the output of the one before: (path, block).
@@ -101,9 +107,3 @@ class Topology:
     def restricted(self, prefix: str) -> Topology:
         """The stacks whose first block lies under ``prefix``."""
         return Topology(tuple(stack for stack in self.stacks if stack and stack[0][0].startswith(f"{prefix}/")))
-
-
-def no_tap(name: str, x: jax.Array) -> jax.Array:
-    """The tap that changes nothing."""
-    del name
-    return x

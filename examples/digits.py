@@ -1,0 +1,75 @@
+"""Handwritten digits that scikit-learn ships (1797 images, 8 x 8), and what the examples share: training, accuracy.
+
+The data are the test part of UCI's "Optical Recognition of Handwritten Digits": ``pip install scikit-learn``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+TEST = 497
+# What the examples compare: name -> bits of weights and activations.
+WIDTHS = {"float": None, "8": 8, "4": 4, "3": 3}
+
+
+class Digits(NamedTuple):
+    """Images (n, 8, 8, 1) in 0..1 and labels (n,) to train on, and others to test with."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    test_images: np.ndarray
+    test_labels: np.ndarray
+
+
+def load(seed: int = 0) -> Digits:
+    """The digits, divided at random into 1300 to train on and 497 to test with.
+
+    Raises:
+      ImportError: scikit-learn is missing.
+    """
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ImportError("the examples use scikit-learn's digits: pip install scikit-learn") from None
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(seed).permutation(len(images))
+    images = (images.reshape(-1, 8, 8, 1) / 16).astype(np.float32)[order]
+    labels = labels.astype(np.int32)[order]
+    return Digits(images[TEST:], labels[TEST:], images[:TEST], labels[:TEST])
+
+
+def train(apply: Callable, params: Any, digits: Digits, seed: int = 0, steps: int = 400, batch: int = 64) -> Any:
+    """Parameters after some steps of Adam on the cross entropy of ``apply(params, images)``, (n, 10) logits."""
+    optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, steps))
+
+    def loss(params, chosen):
+        logits = apply(params, jnp.asarray(digits.images)[chosen])
+        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(digits.labels)[chosen]).mean()
+
+    def step(carry, key):
+        params, state = carry
+        gradient = jax.grad(loss)(params, jax.random.randint(key, (batch,), 0, len(digits.images)))
+        updates, state = optimizer.update(gradient, state)
+        return (optax.apply_updates(params, updates), state), None
+
+    keys = jax.random.split(jax.random.key(seed), steps)
+    (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))((params, optimizer.init(params)))
+    return params
+
+
+def accuracy(logits: jax.Array, digits: Digits) -> float:
+    """Share of test images whose largest logit is their label's."""
+    return float((np.argmax(logits, -1) == digits.test_labels).mean())
+
+
+def show(rows: dict[str, float]) -> None:
+    """Prints a table of accuracies."""
+    print("bits   accuracy on 497 test images")
+    for name, share in rows.items():
+        print(f"{name:<5}  {share:.1%}")

@@ -1,0 +1,95 @@
+"""Activation quantization and calibration of hand-written functions, whose sites are taps (see ``quant.tap``).
+
+    def mlp(params, x):
+        h = jax.nn.gelu(quant.tap(x, "fc1") @ params["fc1"]["kernel"])
+        return quant.tap(h, "fc2") @ params["fc2"]["kernel"]
+
+The same two functions as ``quant.linen`` has for Flax Linen; ``quant.nnx`` makes such a function of an NNX model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax.numpy as jnp
+
+from wmq_jax.quant import calibration, paths
+from wmq_jax.quant.grid import Rounding
+from wmq_jax.quant.observers import Observer, minmax, sequences
+from wmq_jax.quant.quantizer import Quantizer, fake_quant
+from wmq_jax.quant.taps import thread
+
+PyTree = Any
+
+
+def quantized_apply(function: Callable[..., PyTree], rounding: Rounding = jnp.round) -> Callable[..., PyTree]:
+    """``apply(variables, *args, **kwargs)``: ``function`` with the quantizers of ``variables['quant']`` at its taps.
+
+    Args:
+      function: ``(params, *args, **kwargs) -> anything``, pure.
+      rounding: ``straight_through_round`` where gradients are wanted.
+
+    Raises (``apply``):
+      ValueError: a quantizer's site is no tap of the function, or has other quantizers than iterations of its scan; it
+        is named.
+    """
+
+    def quantize(name: str, quantizer: Quantizer | None, x):
+        if quantizer is None:
+            return x, None
+        if quantizer.mode.ndim:
+            raise ValueError(
+                f"site '{name}' has quantizers of shape {quantizer.mode.shape}, but is no tap in a scan of that length"
+            )
+        return fake_quant(x, quantizer, rounding), quantizer
+
+    run = thread(function, quantize)
+
+    def apply(variables, *args, **kwargs):
+        named = paths.named_leaves(variables.get("quant", {}), is_leaf=lambda node: isinstance(node, Quantizer))
+        quantizers = {name.rpartition("/")[0]: quantizer for name, quantizer in named.items()}
+        return run(quantizers, variables["params"], *args, **kwargs)[0]
+
+    return apply
+
+
+def observe(
+    function: Callable[..., PyTree],
+    observer: Observer | None = None,
+    blocks: Iterable[str] = (),
+    block_observer: Observer | None = None,
+) -> Callable[..., PyTree]:
+    """An ``observe`` function for ``calibrate``: one call of ``function`` on one batch.
+
+    Args:
+      function: ``(params, *batch) -> anything``, pure; ``calibrate`` gets ``{'params': params}``.
+      observer: what to keep of sites (default: ``minmax()``).
+      blocks: taps whose values, inputs of blocks, are sampled whole; they are no sites.
+      block_observer: how (default: ``sequences(32)``).
+
+    Raises (when called):
+      ValueError: the function has no taps, or not those of ``blocks``.
+    """
+    observer = minmax() if observer is None else observer
+    block_observer = sequences(32) if block_observer is None else block_observer
+    blocks = frozenset(blocks)
+
+    def record(name: str, seen, x):
+        chosen = block_observer if name in blocks else observer
+        return x, chosen.update(chosen.empty(x) if seen is None else seen, x)
+
+    run = thread(function, record)
+
+    def update(variables, statistics, *batch):
+        seen = {} if statistics is None else statistics
+        states = calibration.site_statistics(seen) | calibration.block_statistics(seen)
+        _, states = run(states, variables["params"], *batch)
+        missing = sorted(blocks - set(states))
+        if missing or not states:
+            wanted = f"'{missing[0]}'" if missing else "at all"
+            raise ValueError(f"the function has no tap {wanted}; calibration sees what passes quant.tap(x, name)")
+        last = lambda name: calibration.BLOCK if name in blocks else calibration.INPUT
+        return paths.nest({f"{name}/{last(name)}".lstrip("/"): state for name, state in states.items()})
+
+    return update
