@@ -17,7 +17,7 @@ from wmq_jax.quant.equalization import (
     smoothing_scale,
 )
 from wmq_jax.quant.topology import LINEAR, NORM, Pair, Topology
-from wmq_jax.quant.transform import State, Transform
+from wmq_jax.quant.transform import State, Transform, replace_block
 
 
 def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
@@ -48,15 +48,15 @@ def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
 
     def apply(state: State, topology: Topology | None = None) -> State:
         seen = calibration.site_statistics(state.statistics)
-        params, statistics = state.params, state.statistics
+        statistics = state.statistics
         for path, block in topology.blocks():
             pairs = tuple(foldable(block, kinds))
             maxima = [seen[f"{path}/{pair.consumers[0]}"].absmax() for pair in pairs]
-            block_params, scales = _smooth(paths.subtree(params, path), maxima, alpha, pairs)
-            params = paths.nest({path: block_params}, params)
+            block_params, scales = _smooth(paths.subtree(state.params, path), maxima, alpha, pairs)
+            state = replace_block(state, path, block_params, block.sites)
             for pair, scale in zip(pairs, scales):
                 statistics = rescale_statistics(statistics, path, pair, scale)
-        return state._replace(params=params, statistics=statistics)
+        return state._replace(statistics=statistics)
 
     return Transform(check, apply)
 
