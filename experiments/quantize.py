@@ -10,7 +10,6 @@ again goes on where it was stopped, or says that all is done.
 """
 
 import contextlib
-import re
 from typing import Any
 
 from absl import flags
@@ -37,8 +36,7 @@ def main(config: dict[str, Any]) -> None:
             from wmq_jax import sweep as sweeps
 
             job = sweeps.prepare_quantization(config, _STATISTICS.value)
-            slug = re.sub(r"[^a-z0-9]+", "-", job.spec.text)
-            workdir = sweeps.open_workdir(job, _WORKDIR.value or f"results/{config['name']}-{slug}")
+            workdir = sweeps.open_workdir(job, _WORKDIR.value)
             stack.enter_context(io.locked(workdir))
         summary = sweeps.run_quantization(job, workdir)
     print(quantized.format_summary(summary))

@@ -204,8 +204,8 @@ def size_bytes(config: WorldModelConfig, params: PyTree, spec: VariantSpec) -> i
 
     Counts, for every quantized kernel, ``bits`` a weight (rounded up to whole bytes) and a float32 scale a group; for
     every static activation quantizer a float32 scale and zero point; everything else in ``params`` at its own size
-    (leave the decoder out of ``params`` for what planning needs). Round-to-nearest grids are symmetric: their weights
-    have no zero points.
+    (leave the decoder out of ``params`` for what planning needs). The grids of all methods here are symmetric: weights
+    have no zero points. A checkpoint of ``experiments.quantize`` stores just that.
     """
     leaves = paths.named_leaves(params)
     total = sum(leaf.nbytes for leaf in leaves.values())

@@ -7,6 +7,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shutil
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
@@ -104,13 +105,17 @@ def prepare_quantization(config: Mapping[str, Any], statistics: Sequence[str | o
     )
 
 
-def open_workdir(job: Quantization, workdir: str | os.PathLike) -> Path:
+def open_workdir(job: Quantization, workdir: str | os.PathLike | None = None) -> Path:
     """The folder of a run, new or of the same config.
+
+    Args:
+      job: what is to be done.
+      workdir: the folder; None: :func:`default_workdir`.
 
     Raises:
       ValueError: it cannot be written, or holds the result of another config.
     """
-    workdir = Path(workdir)
+    workdir = default_workdir(job.sweep.settings.name, job.spec) if workdir is None else Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -120,6 +125,11 @@ def open_workdir(job: Quantization, workdir: str | os.PathLike) -> Path:
     adopt_config(workdir, job.config, _IDENTITY)
     use_compilation_cache(workdir.absolute() / "compilation_cache")
     return workdir
+
+
+def default_workdir(name: str, spec: quantized.VariantSpec) -> Path:
+    """``results/<name of the config>-<variant>``, the variant's punctuation as dashes."""
+    return Path("results") / "-".join([name, *re.findall(r"[a-z0-9]+", spec.text)])
 
 
 def run_quantization(job: Quantization, workdir: Path, log: Log = print) -> dict[str, Any]:
