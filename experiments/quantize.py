@@ -1,8 +1,8 @@
 """Quantizes a world model, saves it with packed integers, and says what that cost: sites, blocks, sizes.
 
     python -m experiments.quantize --config=configs/quantize.py:small --config.variant=awq:w4g32
-    python -m experiments.quantize --config=configs/quantize.py:small --config.variant=encoder=w8,predictor=omniquant:w4 \\
-        --statistics=results/quantize-small-awq-w4g32/statistics.npz
+    python -m experiments.quantize --config=configs/quantize.py:small \\
+        --config.variant=encoder=w8,predictor=omniquant:w4 --statistics=results/quantize-small-awq-w4g32/statistics.npz
 
 Any field of the config can be set as --config.path=value; the file documents them. The workdir holds the checkpoint in
 model/, the figures in summary.json, and statistics.npz, with which further runs need no calibration. The same command

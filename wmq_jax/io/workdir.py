@@ -1,4 +1,4 @@
-"""A folder belongs to one configuration, written into it at first and compared with afterwards, and to one run at a time."""
+"""A folder belongs to one configuration, written into it and compared with afterwards, and to one run at a time."""
 
 import contextlib
 import fcntl
