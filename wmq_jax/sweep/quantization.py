@@ -191,7 +191,7 @@ def load_statistics(paths: Sequence[str | os.PathLike]) -> Any:
                 parts.append(quant.statistics_from_arrays({name: arrays[name] for name in arrays.files}))
         except FileNotFoundError:
             raise FileNotFoundError(f"there is no statistics file {path}") from None
-        except (ValueError, zipfile.BadZipFile, EOFError, AttributeError) as error:
+        except (ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
             raise ValueError(f"{path} is no statistics file ({error})") from None
     shapes = [jax.tree.map(np.shape, part) for part in parts]
     for path, shape in zip(paths, shapes):
