@@ -3,7 +3,7 @@
     python -m experiments.quantize --config=configs/quantize.py:small --config.variant=awq:w4g32
 
 quantizes the bundled Wall model, calibrated on what the planner of `configs/wall.py:small` considers, so that the
-result is that sweep's variant bit for bit. It takes TIME on two cores of a 2026 server CPU.
+result is that sweep's variant bit for bit.
 
     python -m experiments.quantize --config=configs/quantize.py --config.checkpoint=models/wall \\
         --config.dataset=wall_single.zip --config.calibration_source=dataset

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 
 from configs import quantize
+from tests.data.official_files import make_wall
+from tests.sweep.conftest import TINY
 from wmq_jax import quant, quantized
 from wmq_jax import sweep as sweeps
 from wmq_jax.checkpoints.native import load_model, save_model
+from wmq_jax.data import open_dataset
 from wmq_jax.models import WorldModel
 from wmq_jax.quant import paths
 from wmq_jax.sweep import quantization
@@ -209,6 +212,21 @@ def test_statistics_of_several_runs_merge(done, tmp_path):
     seen = [quant.site_statistics(part["calibration"])["encoder/blocks_0/attn/qkv"] for part in (one, two)]
     assert seen[1].count == 2 * seen[0].count
     np.testing.assert_array_equal(seen[1].minimum, seen[0].minimum)
+
+
+def test_calibration_on_real_episodes(make_config, tmp_path):
+    """The engine is not needed; block errors are of episodes that calibration left."""
+    make_wall(tmp_path / "wall_single", side=TINY.image_size, steps=13)
+    config = make_config("w8a8-tensor", dataset=str(tmp_path / "wall_single"), calibration_source="dataset")
+    training = len(open_dataset(tmp_path / "wall_single").split().train)
+    config["calibration"]["episodes"] = training
+    with pytest.raises(ValueError, match=f"{training} training episodes, and calibration.episodes takes"):
+        sweeps.prepare_quantization(config)
+    config["calibration"]["episodes"] = training - 2
+    job = sweeps.prepare_quantization(config)
+    summary = sweeps.run_quantization(job, sweeps.open_workdir(job, tmp_path / "q"), log=lambda line: None)
+    assert summary["blocks"][0]["inputs"] == 2, "one future of each episode that is left"
+    assert all(0 < entry["error"]["mean"] < 0.01 for entry in summary["blocks"])
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,15 @@ def abstract(shapes: Any, described: Mapping[str, Any]) -> Any:
 
 
 def from_arrays(arrays: Any, like: Any) -> Any:
-    """The inverse of :func:`to_arrays`; ``like`` is of :func:`abstract`."""
+    """The inverse of :func:`to_arrays`; ``like`` is of :func:`abstract`.
+
+    Raises:
+      ValueError: an array of a packed parameter has another shape than its description says; it is named.
+    """
+    for name, expected in paths.named_leaves(to_arrays(like)).items():
+        found = paths.subtree(arrays, name)
+        if found.shape != expected.shape:
+            raise ValueError(f"'{name}' has shape {found.shape}, not {expected.shape}")
     return jax.tree.map(
         lambda leaf, found: dataclasses.replace(leaf, **found) if _is_packed(leaf) else found,
         like,

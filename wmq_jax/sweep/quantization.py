@@ -74,10 +74,7 @@ def prepare_quantization(config: Mapping[str, Any], statistics: Sequence[str | o
     held_out = config["held_out"]
     if held_out < 0:
         raise ValueError(f"held_out must be 0 or more episodes, not {held_out}")
-    ours = ("variant", "held_out")
-    settings = {name: value for name, value in config.items() if name not in ours}
-    settings |= {"variants": words[0], "references": False, "pictures": 0}
-    settings["engine"] = {**config["engine"], "noise_floor_tile": 0}
+    settings = _sweep_config(config)
     sweep = prepare(check_settings(settings), settings)
     episodes = sweep.settings.calibration["episodes"]
     if sweep.settings.calibration_source == "dataset" and held_out:
@@ -200,6 +197,13 @@ def load_statistics(paths: Sequence[str | os.PathLike]) -> Any:
                 f"the statistics of {path} are of another model or other settings than those of {paths[0]}"
             )
     return quant.merge_statistics(*parts)
+
+
+def _sweep_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a sweep of this variant, which checks and calibrates it."""
+    settings = {name: value for name, value in config.items() if name not in ("variant", "held_out")}
+    settings["engine"] = {**config["engine"], "noise_floor_tile": 0}
+    return {**settings, "variants": config["variant"], "references": False, "pictures": 0}
 
 
 def _check_given(sweep: Sweep, given: Any, held_out: int) -> None:
