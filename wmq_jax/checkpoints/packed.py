@@ -66,10 +66,12 @@ def from_arrays(arrays: Any, like: Any) -> Any:
     Raises:
       ValueError: an array of a packed parameter has another shape than its description says; it is named.
     """
-    for name, expected in paths.named_leaves(to_arrays(like)).items():
-        found = paths.subtree(arrays, name)
-        if found.shape != expected.shape:
-            raise ValueError(f"'{name}' has shape {found.shape}, not {expected.shape}")
+    kernels = {name: leaf for name, leaf in paths.named_leaves(like, is_leaf=_is_packed).items() if _is_packed(leaf)}
+    for name, kernel in kernels.items():
+        for field, expected in _arrays(kernel).items():
+            found = paths.subtree(arrays, name)[field]
+            if found.shape != expected.shape:
+                raise ValueError(f"the {field} of '{name}' has shape {found.shape}, not {expected.shape}")
     return jax.tree.map(
         lambda leaf, found: dataclasses.replace(leaf, **found) if _is_packed(leaf) else found,
         like,
