@@ -1,5 +1,7 @@
 """Packed integers: exactly as many bits as stated, and the same floats bit for bit."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from wmq_jax import quant
 from wmq_jax.quant.packing import pack_bits, unpack_bits
+from wmq_jax.quant.weights import with_shape
 
 GRIDS = {"absmax": quant.absmax_grid, "omse": quant.omse_grid, "range": quant.range_grid}
 
@@ -75,3 +78,16 @@ def test_the_ratio_of_signal_to_noise_is_that_of_the_floats():
         noise = np.asarray(quant.expand_kernel(quantized), np.float64) - exact
         assert quantized.sqnr == pytest.approx(10 * np.log10((exact**2).sum() / (noise**2).sum()), abs=1e-4)
     assert quant.quantize_kernel(jnp.zeros((2, 2)), quant.WeightSpec(4)).sqnr == float("inf")
+
+
+def test_codes_of_a_matrix_serve_a_kernel_of_several_axes():
+    """A DenseGeneral of two input and two output axes, and a divisor of every input."""
+    matrix = jnp.asarray(np.random.default_rng(1).normal(size=(6, 4)), jnp.float32)
+    quantized = quant.quantize_kernel(matrix, quant.WeightSpec(3, 4))
+    quantized = dataclasses.replace(quantized, divisor=jnp.arange(1.0, 7.0)[:, None])
+    shaped = with_shape(quantized, (2, 3, 2, 2))
+    expected = np.asarray(quant.expand_kernel(quantized)).reshape(2, 3, 2, 2)
+    np.testing.assert_array_equal(quant.expand_kernel(shaped), expected)
+    np.testing.assert_array_equal(quant.expand_packed(quant.pack_kernel(shaped)), expected)
+    with pytest.raises(ValueError, match="are none of one of shape"):
+        with_shape(quantized, (2, 3, 5))

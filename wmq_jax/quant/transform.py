@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 from wmq_jax.quant import paths
-from wmq_jax.quant.weights import QuantizedKernel, expanded_or
+from wmq_jax.quant.weights import QuantizedKernel, expanded_or, with_shape
 
 PyTree = Any
 
@@ -83,11 +83,12 @@ def replace_block(
       path: of the block.
       params: of the block; of a parameter with codes it counts only where ``bits`` are none.
       sites: whose kernels changed; what codes they had before are dropped.
-      codes: name inside the block -> its integers.
+      codes: name inside the block -> its integers; a method may have seen a kernel of several axes as a matrix.
       bits: of the codes; may be traced.
     """
-    codes = codes or {}
-    floats = {name: expanded_or(paths.subtree(params, name), quantized, bits) for name, quantized in codes.items()}
+    leaves = {name: paths.subtree(params, name) for name in codes or {}}
+    codes = {name: with_shape(codes[name], leaf.shape) for name, leaf in leaves.items()}
+    floats = {name: expanded_or(leaf, codes[name], bits) for name, leaf in leaves.items()}
     changed = {f"{path}/{site}/kernel" for site in sites}
     kept = {name: quantized for name, quantized in state.codes.items() if name not in changed}
     found = {f"{path}/{name}": quantized for name, quantized in codes.items()}

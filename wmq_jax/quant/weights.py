@@ -240,6 +240,28 @@ def with_integers(quantized: QuantizedKernel) -> QuantizedKernel:
     return dataclasses.replace(quantized, codes=quantized.codes.astype(jnp.int16))
 
 
+def with_shape(quantized: QuantizedKernel, shape: tuple[int, ...]) -> QuantizedKernel:
+    """The same codes for a kernel of another shape, whose last axes together are the outputs as they were before.
+
+    Args:
+      quantized: of a matrix (inputs, outputs).
+      shape: (input axes, output axes), such as a DenseGeneral's.
+
+    Raises:
+      ValueError: the last axes do not multiply to the outputs.
+    """
+    if shape == quantized.shape:
+        return quantized
+    outputs = [n for n in range(1, len(shape)) if math.prod(shape[-n:]) == quantized.shape[-1]]
+    if not outputs or math.prod(shape) != math.prod(quantized.shape):
+        raise ValueError(f"codes of a kernel of shape {quantized.shape} are none of one of shape {shape}")
+    spec = dataclasses.replace(quantized.spec, output_axes=tuple(range(-outputs[0], 0)))
+    divisor = quantized.divisor
+    if divisor is not None:
+        divisor = divisor.reshape(*shape[: -outputs[0]], *(1,) * outputs[0])
+    return dataclasses.replace(quantized, shape=shape, spec=spec, divisor=divisor)
+
+
 def decode_kernel(quantized: QuantizedKernel) -> jax.Array:
     """``expand_kernel`` inside a function that is compiled already."""
     values = grids.decode(quantized.codes.astype(jnp.float32), quantized.grid)
