@@ -8,28 +8,51 @@ import sys
 import zipfile
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from configs import train_wall, wall, wall_official
+from configs import quantize, train_wall, wall, wall_official
 from tests.golden.conftest import golden_path
+from wmq_jax.checkpoints.native import bundled_model_path, load_model, save_model
+from wmq_jax.cli import load_config
 from wmq_jax.io import save_torch
-from wmq_jax.quantized import parse_variant
+from wmq_jax.quantized import build_variant, parse_variant
 from wmq_jax.sweep import check_settings
+from wmq_jax.sweep.quantization import default_workdir
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
 
 
 SNIPPETS = re.findall(r"```python\n(.*?)```", TEXT, re.S)
+SELF_CONTAINED = [code for code in SNIPPETS if "# about" in code]
 
 
-@pytest.mark.parametrize("code", SNIPPETS, ids=range(len(SNIPPETS)))
+@pytest.mark.parametrize("code", SELF_CONTAINED, ids=range(len(SELF_CONTAINED)))
 def test_the_snippets_run(code, capsys):
     """Each by itself; it prints its error, "about" as it says."""
     exec(compile(code, "README.md", "exec"), {})
     (about,) = map(float, re.findall(r"# about ([\d.]+)", code))
     assert about / 2 < float(capsys.readouterr().out) < about * 2
+
+
+def test_a_quantized_model_is_loaded_as_shown(tmp_path, monkeypatch):
+    """From the folder that the command above it writes."""
+    (line,) = re.findall(r"^python -m experiments\.quantize --config=(\S+) --config\.variant=(\S+)$", TEXT, re.M)
+    spec, config = parse_variant(line[1]), load_config(f"{ROOT}/{line[0]}")
+    source = load_model(bundled_model_path())
+    variant = build_variant(source.config, source.params, parse_variant("w4g32a8-token"))
+    folder = tmp_path / default_workdir(config.name, spec) / "model"
+    save_model(folder, source.config, variant.params, source.normalizer, {}, variant.codes, variant.quant)
+    monkeypatch.chdir(tmp_path)
+    side, sizes = source.config.image_size, (source.config.proprio_dim, source.config.action_dim)
+    shapes = dict(zip(("images", "proprioception", "actions"), ((side, side, 3), *((size,) for size in sizes))))
+    names = {name: np.zeros((1, 1, *shape), np.float32) for name, shape in shapes.items()}
+    (code,) = (code for code in SNIPPETS if "load_model" in code)
+    exec(compile(code, "README.md", "exec"), names)
+    assert np.isfinite(names["latents"].visual).all()
+    jax.tree.map(np.testing.assert_array_equal, names["model"].params, jax.tree.map(np.asarray, variant.params))
 
 
 def test_ci_runs_the_readmes_test_line():
@@ -47,7 +70,7 @@ def has_field(config, name):
 
 
 def test_settings_that_it_names_exist():
-    configs = [module.get_config("small") for module in (wall, train_wall)]
+    configs = [module.get_config("small") for module in (wall, train_wall, quantize)]
     names = set(re.findall(r"--config\.([\w.]+)=", TEXT)) - {"path"}
     assert names
     assert [name for name in names if not any(has_field(config, name) for config in configs)] == []

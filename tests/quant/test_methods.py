@@ -1,5 +1,7 @@
 """Methods that look at blocks: what they keep, on a small transformer stated in a few lines."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -101,6 +103,46 @@ def test_structure_shapes_and_dtypes_are_kept(setting, quantized, name):
     state = quantized(name, 4)
     assert describe(state.params) == describe(setting[0])
     assert describe(state.statistics) == describe(setting[1])
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+@pytest.mark.parametrize("name", METHODS)
+def test_the_integers_of_a_whole_result_expand_to_its_floats(quantized, name, bits):
+    state = quantized(name, bits)
+    assert sorted(state.codes) == sorted(
+        f"{path}/{site}/kernel" for path, block in TOPOLOGY.blocks() for site in block.sites
+    )
+    packed = quant.pack(state.params, state.codes)
+    jax.tree.map(np.testing.assert_array_equal, quant.expand(packed), state.params)
+    leaves = jax.tree.leaves(packed, is_leaf=lambda leaf: isinstance(leaf, quant.PackedKernel))
+    kernels = [leaf for leaf in leaves if isinstance(leaf, quant.PackedKernel)]
+    assert len(kernels) == 8
+    for kernel in kernels:
+        assert kernel.stream.nbytes == -(-np.prod(kernel.shape) * bits // 8)
+
+
+def test_a_transform_that_moves_kernels_drops_their_integers(setting):
+    params, statistics = setting
+    chained = quant.chain(quant.rtn(4), quant.smoothquant())
+    state = quant.quantize_state(chained, params, statistics, TOPOLOGY)
+    assert not state.codes
+    state = quant.quantize_state(quant.chain(chained, quant.omse(3)), params, statistics, TOPOLOGY)
+    jax.tree.map(np.testing.assert_array_equal, quant.expand(quant.pack(state.params, state.codes)), state.params)
+
+
+def test_a_scale_beside_a_kernel_is_kept_with_its_integers(setting):
+    """What no producer can take; the kernel then is comparable with the one before, clipping and all."""
+    params, statistics = setting
+    block = dataclasses.replace(BLOCK, pairs=(quant.Pair(None, ("fc2",)),))
+    topology = quant.Topology(((("block_0", block), ("block_1", block)),))
+    state = quant.quantize_state(quant.awq(4, 5), params, statistics, topology)
+    jax.tree.map(np.testing.assert_array_equal, quant.expand(quant.pack(state.params, state.codes)), state.params)
+    for path in ("block_0", "block_1"):
+        exact = np.asarray(params[path]["fc2"]["kernel"], np.float64)
+        noise = np.asarray(state.params[path]["fc2"]["kernel"], np.float64) - exact
+        codes = state.codes[f"{path}/fc2/kernel"]
+        assert codes.divisor is not None
+        assert codes.sqnr == pytest.approx(10 * np.log10((exact**2).sum() / (noise**2).sum()), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", METHODS)

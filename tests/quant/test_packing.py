@@ -1,5 +1,7 @@
 """Packed integers: exactly as many bits as stated, and the same floats bit for bit."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from hypothesis.extra import numpy as hnp
 
 from wmq_jax import quant
 from wmq_jax.quant.packing import pack_bits, unpack_bits
+from wmq_jax.quant.weights import with_shape
 
 GRIDS = {"absmax": quant.absmax_grid, "omse": quant.omse_grid, "range": quant.range_grid}
 
@@ -28,11 +31,13 @@ def test_expands_to_the_same_floats(bits, grid, group, layout, dtype):
     rng = np.random.default_rng(bits)
     kernel = jnp.asarray(rng.normal(size=(11, 7)), dtype).at[:, 2].set(0).at[3, 3].set(40)
     spec = quant.WeightSpec(bits, group, layout)
-    packed = quant.pack_kernel(kernel, spec, GRIDS[grid])
+    quantized = quant.quantize_kernel(kernel, spec, GRIDS[grid])
+    packed = quant.pack_kernel(quantized)
     expected = quant.fake_quant_weight(kernel, spec, GRIDS[grid])
-    np.testing.assert_array_equal(quant.expand_kernel(packed), expected)
-    rows, groups, size = quant.group_shape(kernel.shape, spec)
-    assert packed.stream.nbytes == -(-rows * groups * size * bits // 8)
+    np.testing.assert_array_equal(quant.expand_kernel(quantized), expected)
+    np.testing.assert_array_equal(quant.expand_packed(packed), expected)
+    rows, groups, _ = quant.group_shape(kernel.shape, spec)
+    assert packed.stream.nbytes == -(-kernel.size * bits // 8), "nothing that fills up a group is stored"
     assert packed.nbytes == packed.stream.nbytes + 4 * rows * groups * (1 if packed.zero_point is None else 2)
     assert (packed.zero_point is None) == (grid != "range")
 
@@ -50,7 +55,39 @@ def test_streams_round_trip(case):
     np.testing.assert_array_equal(unpack_bits(jnp.asarray(stream), bits, codes.size), codes)
 
 
-@pytest.mark.parametrize("bits", [None, 16, 9])
-def test_bits_that_do_not_pack_are_refused(bits):
-    with pytest.raises(ValueError, match=r"packed weights have 2\.\.8 bits"):
-        quant.pack_kernel(jnp.ones((2, 2)), quant.WeightSpec(bits))
+@pytest.mark.parametrize("bits", range(2, 16))
+def test_all_widths_pack(bits):
+    kernel = jnp.asarray(np.random.default_rng(bits).normal(size=(6, 3)), jnp.float32)
+    quantized = quant.quantize_kernel(kernel, quant.WeightSpec(bits), quant.range_grid)
+    packed = quant.pack_kernel(quantized)
+    np.testing.assert_array_equal(quant.expand_packed(packed), quant.expand_kernel(quantized))
+    assert packed.bits == bits and packed.stream.nbytes == -(-18 * bits // 8)
+
+
+def test_grids_of_no_bits_are_refused():
+    quantized = quant.quantize_kernel(jnp.ones((2, 2)), quant.WeightSpec(16))
+    with pytest.raises(ValueError, match=r"packed weights have 2\.\.15 bits, not grids of 65536 codes"):
+        quant.pack_kernel(quantized)
+
+
+def test_the_ratio_of_signal_to_noise_is_that_of_the_floats():
+    kernel = jnp.asarray(np.random.default_rng(0).normal(size=(40, 7)), jnp.float32)
+    for bits in (2, 5, 8):
+        quantized = quant.quantize_kernel(kernel, quant.WeightSpec(bits, 8))
+        exact = np.asarray(kernel, np.float64)
+        noise = np.asarray(quant.expand_kernel(quantized), np.float64) - exact
+        assert quantized.sqnr == pytest.approx(10 * np.log10((exact**2).sum() / (noise**2).sum()), abs=1e-4)
+    assert quant.quantize_kernel(jnp.zeros((2, 2)), quant.WeightSpec(4)).sqnr == float("inf")
+
+
+def test_codes_of_a_matrix_serve_a_kernel_of_several_axes():
+    """A DenseGeneral of two input and two output axes, and a divisor of every input."""
+    matrix = jnp.asarray(np.random.default_rng(1).normal(size=(6, 4)), jnp.float32)
+    quantized = quant.quantize_kernel(matrix, quant.WeightSpec(3, 4))
+    quantized = dataclasses.replace(quantized, divisor=jnp.arange(1.0, 7.0)[:, None])
+    shaped = with_shape(quantized, (2, 3, 2, 2))
+    expected = np.asarray(quant.expand_kernel(quantized)).reshape(2, 3, 2, 2)
+    np.testing.assert_array_equal(quant.expand_kernel(shaped), expected)
+    np.testing.assert_array_equal(quant.expand_packed(quant.pack_kernel(shaped)), expected)
+    with pytest.raises(ValueError, match="are none of one of shape"):
+        with_shape(quantized, (2, 3, 5))

@@ -2,6 +2,9 @@
 
 `model.json` holds the configuration, the normalisation, free metadata and the SHA-256 of every file of the tree, so
 that damage is found before anything is restored. It is written last: a folder without it is no checkpoint.
+
+Of a quantized model the kernels are stored as packed integers with their grids, and `model.json` also says how to read
+them and has the activation quantizers. Loading expands them: what was saved comes back bit for bit.
 """
 
 import dataclasses
@@ -17,7 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmq_jax import io
+from wmq_jax import io, quant
+from wmq_jax.checkpoints import packed
 from wmq_jax.data import Normalizer
 from wmq_jax.io.orbax import restore_tree, save_tree
 from wmq_jax.models import WorldModel, WorldModelConfig
@@ -32,15 +36,24 @@ class ModelCheckpoint:
 
     Attributes:
       config: its sizes.
-      params: its parameters, numpy float32.
+      params: its parameters, numpy float32; packed ones are expanded.
       normalizer: the statistics it was trained with; None for a converted model whose data set was not at hand.
       metadata: how it was made; JSON values.
+      quant: activation quantizers, site -> `{'input': Quantizer}`; empty without.
+      packed: how the packed parameters are stored, by name (see `wmq_jax.checkpoints.packed.describe`); empty without.
     """
 
     config: WorldModelConfig
     params: Any
     normalizer: Normalizer | None
     metadata: dict[str, Any]
+    quant: Any = dataclasses.field(default_factory=dict)
+    packed: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        """What `wmq_jax.quantized.quantized_apply` takes."""
+        return {"params": self.params, "quant": self.quant}
 
 
 def bundled_model_path() -> Path:
@@ -54,56 +67,81 @@ def save_model(
     params: Any,
     normalizer: Normalizer | None,
     metadata: Mapping[str, Any],
+    codes: Mapping[str, quant.QuantizedKernel] | None = None,
+    quantizers: Any = None,
 ) -> None:
     """Writes a checkpoint to the new folder `path`.
 
+    Args:
+      path: the folder.
+      config, params, normalizer, metadata: see `ModelCheckpoint`.
+      codes: the integers behind parameters, by name; these are stored packed.
+      quantizers: activation quantizers; those that are off are left out.
+
     Raises:
-      ValueError: the parameters do not fit the configuration or are not finite (the parameter is named), or the folder
-        is in use.
+      ValueError: the parameters do not fit the configuration, are not finite, or are not what their codes expand to
+        (the parameter is named), or the folder is in use.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise ValueError(f"cannot save a model to {path}: it exists and is not empty")
     params = jax.tree.map(np.asarray, params)
     check_params(config, params, where=str(path))
+    stored = quant.pack(params, codes or {})
+    expanded = _by_path(quant.expand(stored))
+    for name, value in _by_path(params).items():
+        if not np.array_equal(value, expanded[name]):
+            raise ValueError(f"cannot save a model to {path}: parameter {name} is not what its codes expand to")
     path.mkdir(parents=True, exist_ok=True)
-    save_tree(path / _TREE, params)
+    save_tree(path / _TREE, packed.to_arrays(stored))
     description = {
         "format": FORMAT,
         "config": config.to_dict(),
         "normalizer": None if normalizer is None else normalizer.to_dict(),
         "metadata": dict(metadata),
+        "packed": packed.describe(stored),
+        "quantizers": packed.quantizers_to_json(quantizers or {}),
         "files": _digests(path),
     }
     io.write_json(path / _DESCRIPTION, description)
 
 
-def load_model(path: str | os.PathLike) -> ModelCheckpoint:
+def load_model(path: str | os.PathLike, quantized: bool = False) -> ModelCheckpoint:
     """Reads a checkpoint.
+
+    Args:
+      path: its folder.
+      quantized: take quantized models too. Who does must apply their activation quantizers:
+        `wmq_jax.quantized.quantized_apply(WorldModel(checkpoint.config))(checkpoint.variables, ...)`.
 
     Raises:
       FileNotFoundError: `path` is no checkpoint folder.
-      ValueError: a file is missing or damaged, or a parameter is missing, surplus, mis-shaped or not finite; the
-        message names it.
+      ValueError: a file is missing or damaged, or a parameter is missing, surplus, mis-shaped or not finite (the
+        message names it); or the model is quantized and may not be.
     """
     path = Path(path)
     if not (path / _DESCRIPTION).is_file():
         raise FileNotFoundError(f"no model checkpoint at {path}: it has no {_DESCRIPTION}")
     description = _read_description(path)
+    if not quantized and (description["packed"] or description["quantizers"]):
+        raise ValueError(f"model checkpoint {path} is quantized; give the one that it was made from")
     _check_files(path, description["files"])
     try:
         config = WorldModelConfig.from_dict(description["config"])
         normalizer = description["normalizer"]
         if normalizer is not None:
             normalizer = Normalizer.from_dict(normalizer)
+        stored = packed.abstract(abstract_params(config), description["packed"])
+        quantizers = packed.quantizers_from_json(description["quantizers"])
     except (ValueError, TypeError) as error:
         raise ValueError(f"model checkpoint {path}: {error}") from None
     try:
-        params = restore_tree(path / _TREE, abstract_params(config))
+        params = packed.from_arrays(restore_tree(path / _TREE, packed.to_arrays(stored)), stored)
     except (ValueError, KeyError) as error:
         raise ValueError(f"model checkpoint {path}: its parameters do not fit its configuration ({error})") from None
+    params = jax.tree.map(np.asarray, quant.expand(params))
     check_params(config, params, where=str(path))
-    return ModelCheckpoint(config, params, normalizer, description["metadata"])
+    return ModelCheckpoint(config, params, normalizer, description["metadata"], quantizers, description["packed"])
 
 
 @functools.cache
@@ -160,7 +198,11 @@ def _read_description(path: Path) -> dict[str, Any]:
         description = json.loads((path / _DESCRIPTION).read_text("utf-8"))
     except ValueError as error:
         raise ValueError(f"model checkpoint {path}: {_DESCRIPTION} is damaged ({error})") from None
+    if isinstance(description, dict):
+        # Models in floating point, written before there were others, lack what they have none of.
+        description = {"packed": {}, "quantizers": {}, **description}
     fields = {"format": str, "config": dict, "normalizer": dict | None, "metadata": dict, "files": dict}
+    fields |= {"packed": dict, "quantizers": dict}
     if not isinstance(description, dict) or not all(
         k in description and isinstance(description[k], v) for k, v in fields.items()
     ):

@@ -8,7 +8,7 @@ from wmq_jax.io.checksum import check_sha256, sha256_of
 from wmq_jax.io.safetensors_file import load_safetensors
 from wmq_jax.io.torch_file import Module, Opaque, TorchFileError, load_torch
 from wmq_jax.io.torch_writer import save_torch
-from wmq_jax.io.workdir import adopt_config
+from wmq_jax.io.workdir import adopt_config, locked
 
 __all__ = [
     "Module",
@@ -19,6 +19,7 @@ __all__ = [
     "check_sha256",
     "load_safetensors",
     "load_torch",
+    "locked",
     "save_torch",
     "sha256_of",
     "write_bytes",

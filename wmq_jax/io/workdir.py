@@ -1,5 +1,7 @@
-"""A folder belongs to one configuration: written into it at first, compared with afterwards."""
+"""A folder belongs to one configuration, written into it and compared with afterwards, and to one run at a time."""
 
+import contextlib
+import fcntl
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -37,6 +39,25 @@ def adopt_config(workdir: Path, config: Mapping[str, Any], must_match: Sequence[
                 f"workdir {workdir} holds results of another config: {name} is {before!r} there and {now!r} now; "
                 "choose another --workdir"
             )
+
+
+@contextlib.contextmanager
+def locked(workdir: Path, file: str = ".lock") -> Iterator[None]:
+    """Keeps a second run out of a folder; the kernel unlocks it however this process ends.
+
+    Args:
+      workdir: an existing folder.
+      file: path of the lock in it.
+
+    Raises:
+      ValueError: another run holds the lock.
+    """
+    with open(workdir / file, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"workdir {workdir} is in use by another run") from None
+        yield
 
 
 def _differences(name: str, old: Any, new: Any) -> Iterator[tuple[str, Any, Any]]:

@@ -41,7 +41,7 @@ from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, lwc_grid
 from wmq_jax.quant.observers import Observer, channel_ranges, ema, minmax, percentile, sequences
 from wmq_jax.quant.omniquant import OmniQuantSpec, omniquant, omniquant_block
 from wmq_jax.quant.omse import ClippingSearch, omse, omse_grid, omse_range, released_omse_grid
-from wmq_jax.quant.packing import PackedKernel, expand_kernel, pack_kernel
+from wmq_jax.quant.packing import PackedKernel, expand, expand_packed, pack, pack_kernel
 from wmq_jax.quant.quantizer import (
     OFF,
     PER_TOKEN,
@@ -58,15 +58,18 @@ from wmq_jax.quant.smoothquant import smoothquant
 from wmq_jax.quant.statistics import AverageRange, ChannelRange, Range, Sequences
 from wmq_jax.quant.taps import tap, thread
 from wmq_jax.quant.topology import LINEAR, NORM, Block, Pair, Part, Topology
-from wmq_jax.quant.transform import State, Transform, chain, quantize
+from wmq_jax.quant.transform import State, Transform, chain, quantize, quantize_state
 from wmq_jax.quant.weights import (
     RELEASED_SCALE_LIMITS,
+    QuantizedKernel,
     RangeGrid,
     WeightSpec,
     absmax_grid,
+    expand_kernel,
     fake_quant_weight,
     from_groups,
     group_shape,
+    quantize_kernel,
     range_grid,
     released_range_grid,
     round_to_grids,
@@ -94,6 +97,7 @@ __all__ = [
     "PackedKernel",
     "Pair",
     "Part",
+    "QuantizedKernel",
     "Quantizer",
     "RELEASED_SCALE_LIMITS",
     "Range",
@@ -119,7 +123,9 @@ __all__ = [
     "ema",
     "encode",
     "exact_divide",
+    "expand",
     "expand_kernel",
+    "expand_packed",
     "fake_quant",
     "fake_quant_weight",
     "from_groups",
@@ -137,10 +143,13 @@ __all__ = [
     "omse",
     "omse_grid",
     "omse_range",
+    "pack",
     "pack_kernel",
     "per_token_quantizer",
     "percentile",
     "quantize",
+    "quantize_kernel",
+    "quantize_state",
     "quantized_apply",
     "range_grid",
     "released_omse_grid",

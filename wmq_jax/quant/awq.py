@@ -22,7 +22,7 @@ from wmq_jax.quant.block_inputs import capture, check_block_inputs, mean_over, s
 from wmq_jax.quant.equalization import check_topology, rescale, rescale_statistics
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import Block, Pair, Topology
-from wmq_jax.quant.transform import State, Transform
+from wmq_jax.quant.transform import State, Transform, replace_block
 
 PyTree = Any
 
@@ -75,6 +75,7 @@ class AWQBlock(NamedTuple):
       scales: consumer -> (C,), of every pair that was scaled.
       losses: consumer -> (ratios,), errors of the scale search.
       limits: site -> (outputs, groups), where weights were clipped.
+      codes: name of a kernel -> its integers; none if nothing was rounded.
     """
 
     params: PyTree
@@ -82,6 +83,7 @@ class AWQBlock(NamedTuple):
     scales: dict[str, jax.Array]
     losses: dict[str, jax.Array]
     limits: dict[str, jax.Array]
+    codes: dict[str, weights.QuantizedKernel]
 
 
 def awq(
@@ -135,18 +137,19 @@ def awq(
     def apply(state: State, topology: Topology | None = None) -> State:
         if isinstance(bits, int) and bits == grid.NO_BITS:
             return state
-        params, statistics = state.params, state.statistics
+        statistics = state.statistics
         for stack in topology.stacks:
             x, mask = sampled_inputs(state.statistics, stack)
             for path, block in stack:
-                part = paths.subtree(params, path)
+                part = paths.subtree(state.params, path)
                 view, matrices = as_matrices(block, part)
                 found = awq_block(matrices, x, mask, bits, view, spec)
-                params, x = paths.nest({path: reshape_like(found.params, part)}, params), found.output
+                changed = reshape_like(found.params, part)
+                state, x = replace_block(state, path, changed, block.sites, found.codes, bits), found.output
                 for pair in spec.pairs(block):
                     if pair.producer is not None:
                         statistics = rescale_statistics(statistics, path, pair, found.scales[pair.consumers[0]])
-        return state._replace(params=params, statistics=statistics)
+        return state._replace(statistics=statistics)
 
     return Transform(check, apply)
 
@@ -163,7 +166,7 @@ def awq_block(params: PyTree, x: jax.Array, mask: jax.Array, bits, block: Block,
       block, spec: static.
     """
     output, inputs = capture(block, params, x)
-    scales, losses, beside, limits = {}, {}, {}, {}
+    scales, losses, beside, limits, codes = {}, {}, {}, {}, {}
     for pair in spec.pairs(block):
         name = pair.consumers[0]
         scales[name], losses[name] = _search_scale(params, x, output, inputs, mask, bits, block, pair, spec)
@@ -173,19 +176,22 @@ def awq_block(params: PyTree, x: jax.Array, mask: jax.Array, bits, block: Block,
             params = rescale(params, pair, scales[name])
             inputs |= {consumer: inputs[consumer] / scales[name] for consumer in pair.consumers}
     for site in block.sites:
-        dense = paths.subtree(params, site)
+        exact = paths.subtree(params, site)["kernel"]
         # A scale that no producer can take is applied around the rounding of the kernel: Q(W s) / s.
-        scale = beside.get(site, jnp.ones(dense["kernel"].shape[0], jnp.float32))[:, None]
-        kernel = dense["kernel"].astype(jnp.float32) * scale
+        scale = beside[site][:, None] if site in beside else jnp.ones((exact.shape[0], 1), jnp.float32)
+        kernel = exact.astype(jnp.float32) * scale
         if spec.clip:
             spared = 0 if spec.clip_queries_keys else dict(block.queries_keys).get(site, 0)
             limits[site] = search_clip(kernel, inputs[site] / scale[:, 0], mask, bits, spec)
             limits[site] = limits[site].at[:spared].set(jnp.inf)
             kernel = _clipped(kernel, limits[site], spec)
+        result = (kernel / scale).astype(exact.dtype)
         if spec.rounded:
-            kernel = weights.round_to_grids(kernel, bits, spec.weight, spec.grid_fn)
-        params = paths.nest({f"{site}/kernel": (kernel / scale).astype(dense["kernel"].dtype)}, params)
-    return AWQBlock(params, output, scales, losses, limits)
+            divisor = scale if site in beside else None
+            found = weights.encode_kernel(kernel, bits, spec.weight, spec.grid_fn, exact=exact, divisor=divisor)
+            result, codes[f"{site}/kernel"] = weights.decoded_or(result, found, bits), weights.with_integers(found)
+        params = paths.nest({f"{site}/kernel": result}, params)
+    return AWQBlock(params, output, scales, losses, limits, codes)
 
 
 def _search_scale(params, x, output, inputs, mask, bits, block: Block, pair: Pair, spec: AWQSpec):

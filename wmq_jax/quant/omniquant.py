@@ -32,7 +32,7 @@ from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.quantizer import fake_quant_tokens, per_token_quantizer
 from wmq_jax.quant.taps import thread
 from wmq_jax.quant.topology import Block, Topology
-from wmq_jax.quant.transform import State, Transform
+from wmq_jax.quant.transform import State, Transform, replace_block
 
 PyTree = Any
 
@@ -68,6 +68,7 @@ class OmniQuantBlock(NamedTuple):
       learned: ``{'transform': {consumer: {'scale', 'shift'}}, 'clipping': {site: {'upper', 'lower'}}}``.
       losses: (steps,), before each step.
       output, target: of the quantized and of the float block: the next block's inputs.
+      codes: name of a kernel -> its integers.
     """
 
     params: PyTree
@@ -75,6 +76,7 @@ class OmniQuantBlock(NamedTuple):
     losses: jax.Array
     output: jax.Array
     target: jax.Array
+    codes: dict[str, weights.QuantizedKernel]
 
 
 def omniquant(
@@ -129,23 +131,24 @@ def omniquant(
     def apply(state: State, topology: Topology | None = None) -> State:
         if isinstance(bits, int) and bits == grids.NO_BITS:
             return state
-        params, statistics = state.params, state.statistics
+        statistics = state.statistics
         sites = calibration.site_statistics(state.statistics)
         for stack in topology.stacks:
             x, mask = sampled_inputs(state.statistics, stack)
             target = x
             for path, block in stack:
                 maxima = {pair.consumers[0]: sites[f"{path}/{pair.consumers[0]}"].absmax() for pair in foldable(block)}
-                part = paths.subtree(params, path)
+                part = paths.subtree(state.params, path)
                 view, matrices = as_matrices(block, part)
                 learned = initial(matrices, maxima, alpha, view, spec)
                 trained = omniquant_block(matrices, learned, x, target, mask, bits, act_bits, view, spec)
-                params = paths.nest({path: reshape_like(trained.params, part)}, params)
+                changed = reshape_like(trained.params, part)
+                state = replace_block(state, path, changed, block.sites, trained.codes, bits)
                 x, target = trained.output, trained.target
                 for pair in foldable(block):
                     moved = trained.learned[TRANSFORM][pair.consumers[0]]
                     statistics = rescale_statistics(statistics, path, pair, moved["scale"], moved.get("shift", 0.0))
-        return state._replace(params=params, statistics=statistics)
+        return state._replace(statistics=statistics)
 
     return Transform(check, apply)
 
@@ -200,37 +203,42 @@ def omniquant_block(
     losses = jnp.zeros(0)
     if spec.epochs:
         learned, losses = _train(params, learned, x, target, mask, bits, act_bits, block, spec)
-    quantized = transformed(params, learned, bits, block, spec, jnp.round)
+    quantized, codes = transformed(params, learned, bits, block, spec, jnp.round)
     output = _with_quantized_inputs(quantized, x, act_bits, block, spec, jnp.round)
-    return OmniQuantBlock(quantized, learned, losses, output, target)
+    codes = {name: weights.with_integers(found) for name, found in codes.items()}
+    return OmniQuantBlock(quantized, learned, losses, output, target, codes)
 
 
 def block_loss(learned, params, x, target, mask, bits, act_bits, block: Block, spec: OmniQuantSpec) -> jax.Array:
     """Mean squared error of the quantized block, with straight-through rounding."""
     rounding = grids.straight_through_round
-    quantized = transformed(params, learned, bits, block, spec, rounding)
+    quantized, _ = transformed(params, learned, bits, block, spec, rounding)
     output = _with_quantized_inputs(quantized, x, act_bits, block, spec, rounding)
     weight = mask.reshape(mask.shape + (1,) * (output.ndim - mask.ndim))
     values = mask.sum() * (output.size // mask.size)
     return (weight * (output - target) ** 2).sum() / jnp.maximum(values, 1)
 
 
-def transformed(params: PyTree, learned: PyTree, bits, block: Block, spec: OmniQuantSpec, rounding) -> PyTree:
-    """The block re-scaled, shifted, clipped and rounded by what was learned."""
+def transformed(
+    params: PyTree, learned: PyTree, bits, block: Block, spec: OmniQuantSpec, rounding
+) -> tuple[PyTree, dict[str, weights.QuantizedKernel]]:
+    """The block re-scaled, shifted, clipped and rounded by what was learned, and its kernels' codes."""
     for pair in foldable(block):
         moved = learned[TRANSFORM][pair.consumers[0]]
         params = rescale(params, pair, moved["scale"], moved.get("shift"))
+    codes, floats = {}, {}
     for site in block.sites:
-        factors = learned[CLIPPING][site]
+        name, factors = f"{site}/kernel", learned[CLIPPING][site]
 
         def grid_fn(groups, bits):
             if not spec.epochs:
                 return weights.absmax_grid(groups, bits)
             return lwc_grid(groups, bits, factors["upper"], factors["lower"], scale_limits=spec.scale_limits)
 
-        kernel = weights.round_to_grids(paths.subtree(params, site)["kernel"], bits, spec.weight, grid_fn, rounding)
-        params = paths.nest({f"{site}/kernel": kernel}, params)
-    return params
+        kernel = paths.subtree(params, name)
+        codes[name] = weights.encode_kernel(kernel, bits, spec.weight, grid_fn, rounding)
+        floats[name] = weights.decoded_or(kernel, codes[name], bits)
+    return paths.nest(floats, params), codes
 
 
 def _train(params, learned, x, target, mask, bits, act_bits, block: Block, spec: OmniQuantSpec):

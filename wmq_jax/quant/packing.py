@@ -1,45 +1,51 @@
-"""Packed integers: a quantized kernel as codes of exactly ``bits`` bits and the grids that expand them.
+"""Packed integers: the storage form of quantized kernels, with codes of exactly as many bits as they have.
 
-Codes lie one after the other in a stream of bits, least significant first, so that 3, 5, 6 and 7 bits waste nothing.
-Expanding
-gives the floats of ``fake_quant_weight`` bit for bit: both decode the same codes with the same grids.
+Codes lie one after the other in a stream of bits, least significant first, so that 3, 5, 6 and 7 bits waste nothing;
+what fills up the last group of a row is not stored. Expanding gives the floats of the transform bit for bit: both
+decode the same codes with the same grids.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from wmq_jax.quant import grid as grids
-from wmq_jax.quant import weights
+from wmq_jax.quant import paths, weights
 
-MOST_BITS = 8
+PyTree = Any
 
 
 @functools.partial(
     jax.tree_util.register_dataclass,
-    data_fields=("stream", "scale", "zero_point"),
-    meta_fields=("bits", "shape", "dtype", "spec"),
+    data_fields=("stream", "scale", "zero_point", "divisor"),
+    meta_fields=("bits", "zero", "shape", "dtype", "spec"),
 )
 @dataclasses.dataclass(frozen=True)
 class PackedKernel:
-    """A kernel in packed storage; a pytree.
+    """A quantized kernel in packed storage; a pytree.
 
     Attributes:
-      stream: uint8 (ceil(R * n * g * bits / 8),), the codes of all groups, each minus the grid's smallest.
-      scale: float32 (R, n, 1).
-      zero_point: float32 (R, n, 1) relative to the stored codes, or None where the grid is symmetric.
-      bits, shape, dtype, spec: of the kernel, static.
+      stream: uint8 (ceil(weights * bits / 8),), the codes in the kernel's order, each minus the grid's smallest.
+      scale: float32 (R, n, 1), of each group.
+      zero_point: float32 (R, n, 1), the stored code that stands for 0 in each group; None where ``zero`` does in all.
+      divisor: float32 that broadcasts with the kernel, which is divided by it; None for 1.
+      bits, zero, shape, dtype, spec: static.
     """
 
     stream: jax.Array
     scale: jax.Array
     zero_point: jax.Array | None
+    divisor: jax.Array | None
     bits: int
+    zero: int | None
     shape: tuple[int, ...]
     dtype: str
     spec: weights.WeightSpec
@@ -50,41 +56,77 @@ class PackedKernel:
         return sum(leaf.nbytes for leaf in jax.tree.leaves(self))
 
 
-def pack_kernel(
-    kernel: jax.Array, spec: weights.WeightSpec, grid_fn: weights.GridFn = weights.absmax_grid
-) -> PackedKernel:
-    """Quantizes a kernel as ``fake_quant_weight`` does and keeps the integers.
+def pack(params: PyTree, codes: Mapping[str, weights.QuantizedKernel]) -> PyTree:
+    """Parameters with those that have codes packed; ``expand`` gives the floats back, bit for bit.
 
     Args:
-      kernel: floating point.
-      spec: its bits are an integer, 2..8.
-      grid_fn: gives grids of ``2**bits`` codes.
+      params: of a ``State``, concrete.
+      codes: of the same ``State``.
 
     Raises:
-      ValueError: the bits are not 2..8.
+      ValueError: codes have no parameter, or ``pack_kernel`` refuses them; the parameter is named.
     """
-    bits = grids.canonical_bits(spec.bits)
-    if not isinstance(bits, int) or not grids.MIN_BITS <= bits <= MOST_BITS:
-        raise ValueError(f"packed weights have {grids.MIN_BITS}..{MOST_BITS} bits, not {spec.bits}")
-    static = dataclasses.replace(spec, bits=None)
-    codes, grid = _encode(kernel, bits, static, grid_fn)
-    # Codes of 0 and more; a symmetric grid's zero point then is its middle, which needs no storage.
-    lowest = int(np.asarray(grid.qmin).min())
-    zero_point = None if lowest < 0 and not np.asarray(grid.zero_point).any() else grid.zero_point - lowest
-    stream = pack_bits(np.asarray(codes).astype(np.int64) - lowest, bits)
-    return PackedKernel(stream, grid.scale, zero_point, bits, kernel.shape, str(kernel.dtype), static)
+    missing = sorted(codes.keys() - paths.named_leaves(params).keys())
+    if missing:
+        raise ValueError(f"there are codes of '{missing[0]}', which the parameters lack")
+
+    def packed(name, leaf):
+        try:
+            return pack_kernel(codes[name]) if name in codes else leaf
+        except ValueError as error:
+            raise ValueError(f"weight '{name}': {error}") from None
+
+    return paths.map_named(packed, params)
+
+
+def expand(params: PyTree) -> PyTree:
+    """Parameters with every ``PackedKernel`` replaced by the floats that it stands for."""
+    is_packed = lambda leaf: isinstance(leaf, PackedKernel)
+    return jax.tree.map(lambda leaf: expand_packed(leaf) if is_packed(leaf) else leaf, params, is_leaf=is_packed)
+
+
+def pack_kernel(quantized: weights.QuantizedKernel) -> PackedKernel:
+    """The packed form of a quantized kernel, on the host.
+
+    Raises:
+      ValueError: its grids do not have ``2**bits`` codes for one number of bits, 2..15.
+    """
+    grid = jax.tree.map(np.asarray, quantized.grid)
+    steps = np.unique(grid.qmax - grid.qmin)
+    bits = int(steps[0] + 1).bit_length() - 1
+    if len(steps) != 1 or steps[0] + 1 != 2**bits or not grids.MIN_BITS <= bits <= grids.MAX_BITS:
+        raise ValueError(
+            f"packed weights have {grids.MIN_BITS}..{grids.MAX_BITS} bits, not grids of {steps[0] + 1:g} codes"
+        )
+    rows, groups, _ = weights.group_shape(quantized.shape, quantized.spec)
+    scale, zero_point = (np.broadcast_to(x, (rows, groups, 1)) for x in (grid.scale, grid.zero_point - grid.qmin))
+    codes = np.asarray(quantized.codes, np.float32) - grid.qmin
+    stream = pack_bits(np.asarray(weights.from_groups(codes, quantized.shape, quantized.spec)).astype(np.int64), bits)
+    same = (zero_point == zero_point.flat[0]).all()
+    return PackedKernel(
+        stream=stream,
+        scale=np.array(scale, np.float32),
+        zero_point=None if same else np.array(zero_point, np.float32),
+        divisor=None if quantized.divisor is None else np.asarray(quantized.divisor),
+        bits=bits,
+        zero=int(zero_point.flat[0]) if same else None,
+        shape=quantized.shape,
+        dtype=quantized.dtype,
+        spec=quantized.spec,
+    )
 
 
 @jax.jit
-def expand_kernel(packed: PackedKernel) -> jax.Array:
+def expand_packed(packed: PackedKernel) -> jax.Array:
     """The float kernel that a packed one stands for."""
-    rows, groups, _ = packed.scale.shape
-    size = weights.group_shape(packed.shape, packed.spec)[2]
-    codes = unpack_bits(packed.stream, packed.bits, rows * groups * size).reshape(rows, groups, size)
-    zero_point = 2 ** (packed.bits - 1) if packed.zero_point is None else packed.zero_point
-    grid = grids.Grid(packed.scale, zero_point, 0, 2**packed.bits - 1)
-    values = grids.decode(codes.astype(jnp.float32), grid)
-    return weights.from_groups(values, packed.shape, packed.spec).astype(packed.dtype)
+    codes = unpack_bits(packed.stream, packed.bits, math.prod(packed.shape)).reshape(packed.shape)
+    zero_point = jnp.float32(packed.zero) if packed.zero_point is None else packed.zero_point
+    grid = grids.Grid(packed.scale, zero_point, jnp.float32(0), grids.levels(packed.bits))
+    groups = weights.to_groups(codes, packed.spec)
+    quantized = weights.QuantizedKernel(
+        groups, grid, packed.divisor, None, None, packed.shape, packed.dtype, packed.spec
+    )
+    return weights.decode_kernel(quantized)
 
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
@@ -98,10 +140,3 @@ def unpack_bits(stream: jax.Array, bits: int, count: int) -> jax.Array:
     digits = (stream[:, None] >> jnp.arange(8, dtype=jnp.uint8)) & 1
     digits = digits.reshape(-1)[: count * bits].reshape(count, bits).astype(jnp.int32)
     return (digits << jnp.arange(bits)).sum(-1)
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "grid_fn"))
-def _encode(kernel, bits, spec, grid_fn):
-    groups = weights.to_groups(kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), spec)
-    grid = grid_fn(groups, bits)
-    return grids.encode(groups, grid), grid

@@ -8,6 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from wmq_jax.quant import paths, weights
+from wmq_jax.quant.grid import NO_BITS, canonical_bits
 from wmq_jax.quant.rules import Rule, match_rules
 from wmq_jax.quant.transform import State, Transform
 
@@ -40,12 +41,16 @@ def per_kernel(default: weights.WeightSpec, grid_fn: weights.GridFn, rules: Sequ
 
     def apply(state: State, topology: Any = None) -> State:
         del topology
-        chosen = specs(state.params)
+        leaves, codes, bits = paths.named_leaves(state.params), {}, {}
+        for name, spec in specs(state.params).items():
+            bits[name] = canonical_bits(spec.bits)
+            if not (isinstance(bits[name], int) and bits[name] == NO_BITS):
+                codes[name] = weights.quantize_kernel(leaves[name], spec, grid_fn)
 
-        def quantize(name, leaf):
-            return weights.fake_quant_weight(leaf, chosen[name], grid_fn) if name in chosen else leaf
+        def replace(name, leaf):
+            return weights.expanded_or(leaf, codes[name], bits[name]) if name in codes else leaf
 
-        return state._replace(params=paths.map_named(quantize, state.params))
+        return state._replace(params=paths.map_named(replace, state.params), codes=state.codes | codes)
 
     return Transform(check, apply)
 

@@ -18,7 +18,7 @@ from wmq_jax.quant.equalization import (
 )
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import LINEAR, NORM, Pair, Topology
-from wmq_jax.quant.transform import State, Transform
+from wmq_jax.quant.transform import State, Transform, replace_block
 
 
 def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
@@ -49,16 +49,16 @@ def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
 
     def apply(state: State, topology: Topology | None = None) -> State:
         seen = calibration.site_statistics(state.statistics)
-        params, statistics = state.params, state.statistics
+        statistics = state.statistics
         for path, block in topology.blocks():
             pairs = tuple(foldable(block, kinds))
             maxima = [seen[f"{path}/{pair.consumers[0]}"].absmax() for pair in pairs]
-            part = paths.subtree(params, path)
+            part = paths.subtree(state.params, path)
             smoothed, scales = _smooth(as_matrices(block, part)[1], maxima, alpha, pairs)
-            params = paths.nest({path: reshape_like(smoothed, part)}, params)
+            state = replace_block(state, path, reshape_like(smoothed, part), block.sites)
             for pair, scale in zip(pairs, scales):
                 statistics = rescale_statistics(statistics, path, pair, scale)
-        return state._replace(params=params, statistics=statistics)
+        return state._replace(statistics=statistics)
 
     return Transform(check, apply)
 

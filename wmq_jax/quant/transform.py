@@ -10,8 +10,11 @@ for example).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
+
+from wmq_jax.quant import paths
+from wmq_jax.quant.weights import QuantizedKernel, expanded_or, with_shape
 
 PyTree = Any
 
@@ -24,11 +27,14 @@ class State(NamedTuple):
       quant: activation quantizers, nested dictionaries, site path -> ``{'input': Quantizer}``.
       statistics: what calibration saw (see ``calibrate``), or None. A transform that changes
         what reaches a site changes its statistics too.
+      codes: name of a parameter -> the integers behind it, of every parameter that is quantized now; with traced bits
+        that turn out to be none they mean nothing.
     """
 
     params: PyTree
     quant: PyTree
     statistics: PyTree | None
+    codes: Mapping[str, QuantizedKernel] = {}
 
 
 class Transform(NamedTuple):
@@ -62,6 +68,33 @@ def chain(*transforms: Transform) -> Transform:
     return Transform(check, apply)
 
 
+def replace_block(
+    state: State,
+    path: str,
+    params: PyTree,
+    sites: Iterable[str],
+    codes: Mapping[str, QuantizedKernel] | None = None,
+    bits: Any = None,
+) -> State:
+    """``state`` with other parameters of a block: those of the codes are what the codes expand to.
+
+    Args:
+      state: before.
+      path: of the block.
+      params: of the block; of a parameter with codes it counts only where ``bits`` are none.
+      sites: whose kernels changed; what codes they had before are dropped.
+      codes: name inside the block -> its integers; a method may have seen a kernel of several axes as a matrix.
+      bits: of the codes; may be traced.
+    """
+    leaves = {name: paths.subtree(params, name) for name in codes or {}}
+    codes = {name: with_shape(codes[name], leaf.shape) for name, leaf in leaves.items()}
+    floats = {name: expanded_or(leaf, codes[name], bits) for name, leaf in leaves.items()}
+    changed = {f"{path}/{site}/kernel" for site in sites}
+    kept = {name: quantized for name, quantized in state.codes.items() if name not in changed}
+    found = {f"{path}/{name}": quantized for name, quantized in codes.items()}
+    return state._replace(params=paths.nest({path: paths.nest(floats, params)}, state.params), codes=kept | found)
+
+
 def quantize(
     transform: Transform, params: PyTree, statistics: PyTree | None = None, topology: Any = None
 ) -> dict[str, PyTree]:
@@ -73,7 +106,18 @@ def quantize(
     Raises:
       ValueError: as ``Transform.check``.
     """
+    state = quantize_state(transform, params, statistics, topology)
+    return {"params": state.params, "quant": state.quant}
+
+
+def quantize_state(
+    transform: Transform, params: PyTree, statistics: PyTree | None = None, topology: Any = None
+) -> State:
+    """``quantize`` with all that is known afterwards: the integers too, which ``pack`` stores.
+
+    Raises:
+      ValueError: as ``Transform.check``.
+    """
     state = State(params, {}, statistics)
     transform.check(state, topology)
-    state = transform.apply(state, topology)
-    return {"params": state.params, "quant": state.quant}
+    return transform.apply(state, topology)

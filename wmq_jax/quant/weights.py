@@ -1,13 +1,14 @@
-"""Weight quantization: how a kernel is cut into groups, and round-to-nearest on each group.
+"""Weight quantization: how a kernel is cut into groups, and rounding to the grids of its groups.
 
 A kernel has input axes and output axes (Linen: the last axis is the output). It is viewed
 as a matrix (output, input), and every row, or every run of ``group_size`` values, has a grid of
-its own.
+its own. Every method ends in a ``QuantizedKernel``, codes and grids, and its floats are what those expand to.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -55,6 +56,39 @@ class WeightSpec:
             raise ValueError(f"group_size must be a positive integer or None, not {size!r}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, not {self.layout!r}")
+
+
+@functools.partial(
+    jax.tree_util.register_dataclass,
+    data_fields=("codes", "grid", "divisor", "signal", "noise"),
+    meta_fields=("shape", "dtype", "spec"),
+)
+@dataclasses.dataclass(frozen=True)
+class QuantizedKernel:
+    """A kernel as codes on the grids of its groups; a pytree.
+
+    Attributes:
+      codes: (R, n, g) of integer value; int16, or floating point inside ``encode_kernel``.
+      grid: fields (R, n, 1), or what broadcasts with it.
+      divisor: float32 that broadcasts with the kernel, which is divided by it after decoding; None for 1.
+      signal, noise: float32, sums of squares of the kernel in floating point and of what quantization added to it. A
+        method that re-scales a kernel compares with the re-scaled one. None where they are not known (unpacked).
+      shape, dtype, spec: of the kernel, static; the bits of ``spec`` are None, those of the grid hold.
+    """
+
+    codes: jax.Array
+    grid: grids.Grid
+    divisor: jax.Array | None
+    signal: jax.Array | None
+    noise: jax.Array | None
+    shape: tuple[int, ...]
+    dtype: str
+    spec: WeightSpec
+
+    @property
+    def sqnr(self) -> float:
+        """Signal-to-quantization-noise ratio in dB, on the host; infinite without noise."""
+        return 10 * math.log10(float(self.signal) / float(self.noise)) if self.noise else math.inf
 
 
 def group_shape(shape: tuple[int, ...], spec: WeightSpec) -> tuple[int, int, int]:
@@ -153,18 +187,104 @@ def fake_quant_weight(
     return _fake_quant(kernel, bits, dataclasses.replace(spec, bits=None), grid_fn, rounding)
 
 
+def quantize_kernel(kernel: jax.Array, spec: WeightSpec, grid_fn: GridFn = absmax_grid) -> QuantizedKernel:
+    """The integers behind ``fake_quant_weight``.
+
+    Args:
+      kernel: floating point.
+      spec: its bits are 2..15; may be traced.
+      grid_fn: gives the grids.
+    """
+    return _quantize(kernel, grids.canonical_bits(spec.bits), dataclasses.replace(spec, bits=None), grid_fn)
+
+
 def round_to_grids(
     kernel: jax.Array, bits, spec: WeightSpec, grid_fn: GridFn, rounding: grids.Rounding = jnp.round
 ) -> jax.Array:
     """``fake_quant_weight`` inside a function that is compiled already: ``grid_fn`` may close over traced values."""
+    return decoded_or(kernel, encode_kernel(kernel, bits, spec, grid_fn, rounding), bits)
+
+
+def encode_kernel(
+    kernel: jax.Array,
+    bits,
+    spec: WeightSpec,
+    grid_fn: GridFn,
+    rounding: grids.Rounding = jnp.round,
+    exact: jax.Array | None = None,
+    divisor: jax.Array | None = None,
+) -> QuantizedKernel:
+    """``quantize_kernel`` inside a function that is compiled already; codes stay floats, so that gradients pass.
+
+    Args:
+      kernel: what is rounded.
+      bits: 2..15; may be traced.
+      spec: static; its bits are None.
+      grid_fn: may close over traced values.
+      rounding: see ``grid.encode``.
+      exact: what the result stands for in floating point, and whose dtype it has; default: ``kernel``.
+      divisor: see ``QuantizedKernel``.
+    """
     groups = to_groups(kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), spec)
     grid = grid_fn(groups, bits)
-    quantized = grids.decode(grids.encode(groups, grid, rounding=rounding), grid)
-    quantized = from_groups(quantized, kernel.shape, spec).astype(kernel.dtype)
-    return jnp.where(grids.is_quantized(bits), quantized, kernel)
+    codes = grids.encode(groups, grid, rounding=rounding)
+    exact = kernel if exact is None else exact
+    quantized = QuantizedKernel(codes, grid, divisor, None, None, kernel.shape, str(exact.dtype), spec)
+    exact = exact.astype(jnp.float32)
+    noise = decode_kernel(quantized).astype(jnp.float32) - exact
+    return dataclasses.replace(quantized, signal=jnp.sum(exact**2), noise=jnp.sum(noise**2))
 
 
+def with_integers(quantized: QuantizedKernel) -> QuantizedKernel:
+    """The same with int16 codes, which hold all widths."""
+    return dataclasses.replace(quantized, codes=quantized.codes.astype(jnp.int16))
+
+
+def with_shape(quantized: QuantizedKernel, shape: tuple[int, ...]) -> QuantizedKernel:
+    """The same codes for a kernel of another shape, whose last axes together are the outputs as they were before.
+
+    Args:
+      quantized: of a matrix (inputs, outputs).
+      shape: (input axes, output axes), such as a DenseGeneral's.
+
+    Raises:
+      ValueError: the last axes do not multiply to the outputs.
+    """
+    if shape == quantized.shape:
+        return quantized
+    outputs = [n for n in range(1, len(shape)) if math.prod(shape[-n:]) == quantized.shape[-1]]
+    if not outputs or math.prod(shape) != math.prod(quantized.shape):
+        raise ValueError(f"codes of a kernel of shape {quantized.shape} are none of one of shape {shape}")
+    spec = dataclasses.replace(quantized.spec, output_axes=tuple(range(-outputs[0], 0)))
+    divisor = quantized.divisor
+    if divisor is not None:
+        divisor = divisor.reshape(*shape[: -outputs[0]], *(1,) * outputs[0])
+    return dataclasses.replace(quantized, shape=shape, spec=spec, divisor=divisor)
+
+
+def decode_kernel(quantized: QuantizedKernel) -> jax.Array:
+    """``expand_kernel`` inside a function that is compiled already."""
+    values = grids.decode(quantized.codes.astype(jnp.float32), quantized.grid)
+    kernel = from_groups(values, quantized.shape, quantized.spec)
+    if quantized.divisor is not None:
+        kernel = grids.exact_divide(kernel, quantized.divisor)
+    return kernel.astype(quantized.dtype)
+
+
+def decoded_or(kernel: jax.Array, quantized: QuantizedKernel, bits) -> jax.Array:
+    """What ``quantized`` stands for, or ``kernel`` where ``bits`` (possibly traced) asks for no quantization."""
+    return jnp.where(grids.is_quantized(bits), decode_kernel(quantized), kernel)
+
+
+# The float kernel that a quantized one stands for, and the choice between the two.
+expand_kernel = jax.jit(decode_kernel)
+expanded_or = jax.jit(decoded_or)
 _fake_quant = jax.jit(round_to_grids, static_argnames=("spec", "grid_fn", "rounding"))
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "grid_fn"))
+def _quantize(kernel, bits, spec, grid_fn):
+    return with_integers(encode_kernel(kernel, bits, spec, grid_fn))
 
 
 def _split_axes(ndim: int, spec: WeightSpec) -> tuple[list[int], list[int]]:

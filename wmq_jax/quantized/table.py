@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -55,8 +55,8 @@ def check_variants(
     ``statistics`` are checked if they are given; what needs them and lacks them is found by ``build_variants``.
 
     Raises:
-      ValueError: a kernel is missing or holds NaN or infinity, or the statistics of a site are missing or do; it is
-        named.
+      ValueError: a kernel is missing or holds NaN or infinity, or the statistics of a site are missing, do, or are of
+        another width; it is named.
     """
     if not specs:
         raise ValueError("there are no variants to build")
@@ -72,6 +72,12 @@ def check_variants(
         if unseen:
             raise ValueError(f"the calibration statistics lack site '{unseen[0]}'")
         quant.check_statistics({site: seen[site] for site in names})
+        for site in names:
+            width, channels = leaves[f"{site}/kernel"].shape[0], np.shape(seen[site].minimum)
+            if isinstance(seen[site], quant.ChannelRange) and channels != (width,):
+                raise ValueError(
+                    f"the calibration statistics of site '{site}' have {channels[0]} channels, not {width}"
+                )
 
 
 def build_variants(
@@ -93,51 +99,78 @@ def build_variants(
       ValueError: as ``check_variants``; or statistics are needed and None.
     """
     check_variants(config, params, specs, statistics)
-    if statistics is None:
-        wanting = [spec.text for spec in specs if needs_statistics(spec)]
-        if wanting:
-            raise ValueError(
-                f"variant '{wanting[0]}' needs calibration statistics, as static activations, smoothquant, awq and "
-                "omniquant do"
-            )
-    shape = topology(config)
-    finished = functools.cache(functools.partial(_quantized_module, config, params, statistics, shape))
+    _check_statistics_given(specs, statistics)
+    # The integers of one variant are enough in memory at a time.
+    finished = functools.cache(
+        lambda module, spec: _quantized_module(config, params, statistics, module, spec)._replace(codes={})
+    )
 
     def row(spec: VariantSpec) -> dict[str, PyTree]:
-        parts, quantizers = {}, {}
-        for module in MODULES:
-            part: ModuleSpec = getattr(spec, module)
-            parts[module], seen = finished(module, part.weights_only())
-            per_token = part.act_granularity == "token"
-            bits = quant.NO_BITS if part.act_bits is None else part.act_bits
-            quantizers |= _quantizers(_ranges(config, module, part, seen), jnp.int32(bits), per_token)
-        quant_tree = paths.nest({f"{site}/input": quantizer for site, quantizer in quantizers.items()})
-        return {"params": {**params, **parts}, "quant": quant_tree}
+        state = _assembled(config, params, spec, finished)
+        return {"params": state.params, "quant": state.quant}
 
     # Stacked on the host: what is compiled here must not depend on the number of variants.
     return jax.device_put(jax.tree.map(lambda *leaves: np.stack(leaves), *map(row, specs)))
 
 
-def _quantized_module(
+def build_variant(
+    config: WorldModelConfig, params: PyTree, spec: VariantSpec, statistics: PyTree | None = None
+) -> quant.State:
+    """One variant with the integers behind it: ``params`` and ``quant`` are a row of ``build_variants`` bit for bit.
+
+    ``statistics`` are those that hold for the quantized modules; arguments and errors as of ``build_variants``.
+    """
+    check_variants(config, params, [spec], statistics)
+    _check_statistics_given([spec], statistics)
+    return _assembled(config, params, spec, functools.partial(_quantized_module, config, params, statistics))
+
+
+def _check_statistics_given(specs: Sequence[VariantSpec], statistics: PyTree | None) -> None:
+    wanting = [spec.text for spec in specs if needs_statistics(spec)] if statistics is None else []
+    if wanting:
+        raise ValueError(
+            f"variant '{wanting[0]}' needs calibration statistics, as static activations, smoothquant, awq and "
+            "omniquant do"
+        )
+
+
+def _assembled(
     config: WorldModelConfig,
     params: PyTree,
-    statistics: PyTree | None,
-    shape: quant.Topology,
-    module: str,
-    spec: ModuleSpec,
-) -> tuple[PyTree, PyTree | None]:
-    """The parameters of a module with quantized weights, and the statistics of its sites afterwards."""
+    spec: VariantSpec,
+    finished: Callable[[str, ModuleSpec], quant.State],
+) -> quant.State:
+    """A variant whose modules' weights ``finished`` gives, with a quantizer for every site."""
+    states, quantizers = {}, {}
+    for module in MODULES:
+        part: ModuleSpec = getattr(spec, module)
+        states[module] = finished(module, part.weights_only())
+        per_token = part.act_granularity == "token"
+        bits = quant.NO_BITS if part.act_bits is None else part.act_bits
+        quantizers |= _quantizers(_ranges(config, module, part, states[module].statistics), jnp.int32(bits), per_token)
+    known = all(state.statistics is not None for state in states.values())
+    return quant.State(
+        params={**params, **{module: state.params[module] for module, state in states.items()}},
+        quant=paths.nest({f"{site}/input": quantizer for site, quantizer in quantizers.items()}),
+        statistics={module: state.statistics[module] for module, state in states.items()} if known else None,
+        codes={name: codes for state in states.values() for name, codes in state.codes.items()},
+    )
+
+
+def _quantized_module(
+    config: WorldModelConfig, params: PyTree, statistics: PyTree | None, module: str, spec: ModuleSpec
+) -> quant.State:
+    """A module with quantized weights, and the statistics of its sites afterwards."""
     own = None if statistics is None else {module: statistics[module]}
-    if spec.method is None:
-        return params[module], own
     state = quant.State({module: params[module]}, {}, own)
+    if spec.method is None:
+        return state
     transform = METHODS[spec.method].transform(
         spec.weight_bits, spec.group_size, spec.token_bits, site_rules(config, module, "kernel")
     )
-    part = shape.restricted(module)
+    part = topology(config).restricted(module)
     transform.check(state, part)
-    state = transform.apply(state, part)
-    return state.params[module], state.statistics
+    return transform.apply(state, part)
 
 
 def _ranges(
@@ -171,8 +204,8 @@ def size_bytes(config: WorldModelConfig, params: PyTree, spec: VariantSpec) -> i
 
     Counts, for every quantized kernel, ``bits`` a weight (rounded up to whole bytes) and a float32 scale a group; for
     every static activation quantizer a float32 scale and zero point; everything else in ``params`` at its own size
-    (leave the decoder out of ``params`` for what planning needs). Round-to-nearest grids are symmetric: their weights
-    have no zero points.
+    (leave the decoder out of ``params`` for what planning needs). The grids of all methods here are symmetric: weights
+    have no zero points. A checkpoint of ``experiments.quantize`` stores just that.
     """
     leaves = paths.named_leaves(params)
     total = sum(leaf.nbytes for leaf in leaves.values())

@@ -1,9 +1,9 @@
 """Sweeps: every variant on every episode in one compiled program, into a results folder that survives a kill.
 
 The modules from top to bottom: ``preparation`` and ``run`` (a sweep from config to folder), ``traces`` and
-``calibration`` (what else the engine is used for), ``scheduler`` (which cells it works on), ``engine`` (the compiled
-program), ``store`` and ``rows`` (what stays), ``settings``, ``manifest``, ``cells``, ``memory``, ``devices``,
-``progress``, ``provenance``, ``references``.
+``calibration`` (what else the engine is used for), ``quantization`` (a quantized checkpoint in place of rows),
+``scheduler`` (which cells it works on), ``engine`` (the compiled program), ``store`` and ``rows`` (what stays),
+``settings``, ``manifest``, ``cells``, ``memory``, ``devices``, ``progress``, ``provenance``, ``references``.
 """
 
 from wmq_jax.envs.manifest import Manifest, make_manifest
@@ -11,6 +11,7 @@ from wmq_jax.sweep.cells import Cell, all_cells
 from wmq_jax.sweep.devices import cell_mesh, configure
 from wmq_jax.sweep.engine import Engine, compile_engine
 from wmq_jax.sweep.preparation import Sweep, describe, open_folder, prepare, standing
+from wmq_jax.sweep.quantization import open_workdir, prepare_quantization, run_quantization
 from wmq_jax.sweep.run import run_sweep
 from wmq_jax.sweep.scheduler import run_cells
 from wmq_jax.sweep.settings import SweepSettings, check_settings
@@ -31,8 +32,11 @@ __all__ = [
     "describe",
     "make_manifest",
     "open_folder",
+    "open_workdir",
     "prepare",
+    "prepare_quantization",
     "run_cells",
+    "run_quantization",
     "run_sweep",
     "standing",
 ]

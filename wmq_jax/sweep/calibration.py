@@ -6,8 +6,8 @@ observed: no reuse and no pruning, since calibration decides what the quantizers
 Source: the protocol of arXiv 2602.02110.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import chex
 import jax
@@ -16,10 +16,9 @@ import numpy as np
 
 from wmq_jax.data import Normalizer, OfficialDataset
 from wmq_jax.envs.manifest import Manifest
-from wmq_jax.models import WorldModel, WorldModelConfig, normalize_image
+from wmq_jax.models import WorldModelConfig, normalize_image
 from wmq_jax.models.image import resize
 from wmq_jax.planning import IterationRecord, Problem, episode_key, sample_plans, step_noise
-from wmq_jax.quantized import calibrate
 from wmq_jax.sweep.cells import Cell
 from wmq_jax.sweep.engine import Engine
 from wmq_jax.sweep.scheduler import run_cells
@@ -36,7 +35,7 @@ def considered_plans(
 
 
 def planner_rollouts(
-    engine: Engine, manifest: Manifest, limits: Mapping[str, int]
+    engine: Engine, manifest: Manifest, limits: Mapping[str, int], skip: int = 0
 ) -> Iterator[tuple[chex.Array, chex.Array, chex.Array]]:
     """What the full-precision planner imagined on calibration episodes.
 
@@ -46,6 +45,7 @@ def planner_rollouts(
       limits: ``episodes``, MPC ``iterations`` and ``samples`` per optimisation step to look at, planner's ``seed`` and
         ``horizon``. They do not follow the sweep's own seeds and horizons, since rows must not depend on those of
         others.
+      skip: episodes of the manifest to leave out before the first.
 
     Yields:
       Arguments of ``WorldModel.rollout`` for one MPC iteration of one episode, B plans: images (B, 1, h, w, 3) in
@@ -62,18 +62,22 @@ def planner_rollouts(
         repeat = lambda x: jnp.broadcast_to(x, (plans.shape[0], 1, *x.shape))
         return repeat(visual), repeat(proprio), plans[:, :horizon]
 
-    engine = engine.with_data(engine.table, manifest)
-    cells = [Cell(0, seed, horizon, n) for n in range(limits["episodes"])]
+    # Cells stop after the iterations that are looked at; the compiled program does one at a time and does not know.
+    config = dataclasses.replace(problem.config, iterations=min(limits["iterations"], problem.config.iterations))
+    engine = dataclasses.replace(
+        engine.with_data(engine.table, manifest), problem=dataclasses.replace(problem, config=config)
+    )
+    cells = [Cell(0, seed, horizon, n) for n in range(skip, skip + limits["episodes"])]
     finished = {done.cell.episode: done.records for call in run_cells(engine, cells) for done in call.finished}
     for episode in sorted(finished):
         env_state = problem.env.reset(manifest.init[episode].astype(np.float32))
-        for iteration, record in enumerate(finished[episode][: limits["iterations"]]):
+        for iteration, record in enumerate(finished[episode]):
             yield batch(env_state, record, manifest.seeds[episode].astype(np.int32), np.int32(iteration))
             env_state = record.env_state
 
 
 def dataset_rollouts(
-    dataset: OfficialDataset, config: WorldModelConfig, normalizer: Normalizer, limits: Mapping[str, int]
+    dataset: OfficialDataset, config: WorldModelConfig, normalizer: Normalizer, limits: Mapping[str, int], skip: int = 0
 ) -> Iterator[tuple[chex.Array, chex.Array, chex.Array]]:
     """What happened in episodes of a data set, as the model would imagine it from their frames and actions.
 
@@ -83,6 +87,7 @@ def dataset_rollouts(
       normalizer: the model's statistics.
       limits: ``episodes`` to draw, by ``seed``; ``samples`` stretches of each, evenly spaced, of ``horizon`` model
         actions, or as many as the shortest of the episodes has.
+      skip: episodes of the draw to leave out before the first.
 
     Yields:
       Arguments of ``WorldModel.rollout`` for the stretches of one episode, as :func:`planner_rollouts` does.
@@ -90,7 +95,8 @@ def dataset_rollouts(
     Raises:
       ValueError: an episode is shorter than one model action.
     """
-    chosen = np.random.RandomState(limits["seed"]).permutation(dataset.split().train)[: limits["episodes"]]
+    drawn = np.random.RandomState(limits["seed"]).permutation(dataset.split().train)
+    chosen = drawn[skip : skip + limits["episodes"]]
     shortest = int(dataset.lengths[chosen].min())
     span = min(limits["horizon"], shortest // config.frameskip) * config.frameskip
     if span == 0:
@@ -103,15 +109,3 @@ def dataset_rollouts(
         proprio = normalizer.normalize_proprio(dataset.proprio[episode, starts])
         actions = np.stack([dataset.actions[episode, start : start + span] for start in starts])
         yield visual[:, None], jnp.asarray(proprio[:, None]), normalizer.to_model_actions(actions, config.frameskip)
-
-
-def closed_loop_statistics(
-    engine: Engine,
-    model: WorldModel,
-    params: Any,
-    manifest: Manifest,
-    limits: Mapping[str, int],
-    samples: Mapping[str, int],
-) -> Any:
-    """Statistics of every site over :func:`planner_rollouts`; ``samples`` as in :func:`wmq_jax.quantized.calibrate`."""
-    return calibrate(model, {"params": params}, planner_rollouts(engine, manifest, limits), **samples)

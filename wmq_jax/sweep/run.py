@@ -2,14 +2,14 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wmq_jax import quantized
 from wmq_jax.io import write_json
 from wmq_jax.models import WorldModel
 from wmq_jax.sweep import references
-from wmq_jax.sweep.calibration import closed_loop_statistics, dataset_rollouts
+from wmq_jax.sweep.calibration import dataset_rollouts, planner_rollouts
 from wmq_jax.sweep.cells import Cell, all_cells
 from wmq_jax.sweep.engine import Engine, compile_engine
 from wmq_jax.sweep.preparation import Sweep, planning_params
@@ -20,7 +20,8 @@ from wmq_jax.sweep.store import ResultsFolder
 from wmq_jax.sweep.traces import save_traces, traced_variants
 
 
-def _compile(sweep: Sweep, problem: Any, table: Any, tile: int) -> Engine:
+def compile_planner(sweep: Sweep, problem: Any, table: Any, tile: int) -> Engine:
+    """The engine of a sweep, with room for its calibration episodes."""
     settings, room = sweep.settings, len(sweep.calibration)
     return compile_engine(problem, table, sweep.evaluation, sweep.mesh, tile, settings.tiles_per_call, room)
 
@@ -31,22 +32,34 @@ def build_engine(sweep: Sweep) -> Engine:
     params = planning_params(checkpoint.params)
     full = [settings.variants[0]] * len(settings.variants)
     # Until the variants are built, every row of the table is full precision: only shapes matter to the compiler.
-    engine = _compile(sweep, sweep.problem, quantized.build_variants(checkpoint.config, params, full), sweep.tile)
+    engine = compile_planner(
+        sweep, sweep.problem, quantized.build_variants(checkpoint.config, params, full), sweep.tile
+    )
     statistics = None
     if any(quantized.needs_statistics(spec) for spec in settings.variants):
-        statistics = _statistics(sweep, engine)
+        rollouts = calibration_rollouts(sweep, lambda: engine, settings.calibration)
+        samples = quantized.needed_samples(settings.variants)
+        statistics = quantized.calibrate(
+            WorldModel(checkpoint.config), {"params": checkpoint.params}, rollouts, **samples
+        )
     table = quantized.build_variants(checkpoint.config, params, settings.variants, statistics)
     return engine.with_data(table, sweep.evaluation)
 
 
-def _statistics(sweep: Sweep, engine: Engine) -> Any:
-    """Activation statistics of the futures that a planner considers, or of real episodes."""
-    checkpoint, limits = sweep.checkpoint, sweep.settings.calibration
-    model, samples = WorldModel(checkpoint.config), quantized.needed_samples(sweep.settings.variants)
+def calibration_rollouts(
+    sweep: Sweep, engine: Callable[[], Engine], limits: Mapping[str, int], skip: int = 0
+) -> Iterator[tuple[Any, Any, Any]]:
+    """What calibration looks at: futures that the full-precision planner considers, or real episodes.
+
+    Args:
+      sweep: its settings say which.
+      engine: gives the engine, with full precision in row 0 of its table; called for a planner's futures only.
+      limits, skip: see :func:`wmq_jax.sweep.calibration.planner_rollouts`.
+    """
+    checkpoint = sweep.checkpoint
     if sweep.settings.calibration_source == "dataset":
-        rollouts = dataset_rollouts(sweep.dataset, checkpoint.config, checkpoint.normalizer, limits)
-        return quantized.calibrate(model, {"params": checkpoint.params}, rollouts, **samples)
-    return closed_loop_statistics(engine, model, checkpoint.params, sweep.calibration, limits, samples)
+        return dataset_rollouts(sweep.dataset, checkpoint.config, checkpoint.normalizer, limits, skip)
+    return planner_rollouts(engine(), sweep.calibration, limits, skip)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +145,7 @@ def _references(sweep: Sweep, folder: ResultsFolder) -> None:
 
         def compiled():
             problem, weights = maker()
-            return _compile(sweep, problem, weights, sweep.tile)
+            return compile_planner(sweep, problem, weights, sweep.tile)
 
         part = Table("reference", names, [cell for cell in cells if cell.variant == variant])
         compute_rows(sweep, folder, part, compiled, shift=variant)
@@ -142,7 +155,7 @@ def _references(sweep: Sweep, folder: ResultsFolder) -> None:
 def _noise_floor(sweep: Sweep, folder: ResultsFolder, table: Table, engine: Callable[[], Engine]) -> None:
     """All cells again, of the same variants, at another tile size: what numerical noise alone changes."""
     table = dataclasses.replace(table, name="noise_floor")
-    other = lambda: _compile(sweep, sweep.problem, engine().table, sweep.settings.noise_floor_tile)
+    other = lambda: compile_planner(sweep, sweep.problem, engine().table, sweep.settings.noise_floor_tile)
     compute_rows(sweep, folder, table, other)
     finish_table(folder, table)
 

@@ -6,14 +6,13 @@ written in canonical order to ``<table>.jsonl``, atomically. Times go to ``timin
 """
 
 import contextlib
-import fcntl
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from wmq_jax.io import append_line, write_text
+from wmq_jax.io import append_line, locked, write_text
 from wmq_jax.sweep.rows import from_line, row_key, to_line
 
 
@@ -38,20 +37,9 @@ class ResultsFolder:
         if not os.access(self.path / "journal", os.W_OK):
             raise ValueError(f"workdir {self.path} is not writable")
 
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keeps a second run with this process number out of the folder; the kernel unlocks it however this process
-        ends.
-
-        Raises:
-          ValueError: another run holds it.
-        """
-        with open(self.path / "journal" / f".lock-{self.process}", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"workdir {self.path} is in use by another run") from None
-            yield
+    def locked(self) -> contextlib.AbstractContextManager[None]:
+        """Keeps a second run with this process number out of the folder; see :func:`wmq_jax.io.locked`."""
+        return locked(self.path, f"journal/.lock-{self.process}")
 
     def append(self, table: str, row: dict[str, Any]) -> None:
         """Appends a finished row to the journal, durably."""

@@ -1,0 +1,53 @@
+"""The command that quantizes a checkpoint, as a user meets it."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SMALL = [
+    "--config=configs/quantize.py:small",
+    "--config.variant=w4g8a8-token",
+    "--config.held_out=2",
+    "--config.planner.samples=8",
+    "--config.planner.elites=3",
+    "--config.planner.steps=2",
+    "--config.calibration.episodes=2",
+    "--config.calibration.iterations=1",
+]
+
+
+def quantize(*arguments):
+    command = [sys.executable, "-m", "experiments.quantize", *map(str, arguments)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+
+
+def test_what_it_prints_and_leaves_and_says_the_second_time(checkpoint, tmp_path):
+    arguments = [*SMALL, f"--config.checkpoint={checkpoint}", f"--workdir={tmp_path / 'q'}"]
+    run = quantize(*arguments)
+    assert run.returncode == 0, run.stderr
+    for word in ("encoder/blocks_0/attn/qkv", "8 per token", "round-to-nearest", "planning", "model in"):
+        assert word in run.stdout
+    left = {path.name for path in (tmp_path / "q").iterdir()}
+    assert {"config.json", "summary.json", "statistics.npz", "model"} <= left
+    again = quantize(*arguments)
+    assert again.returncode == 0 and "all is done" in again.stdout, again.stderr
+    assert run.stdout.partition("\nsite ")[2] == again.stdout.partition("\nsite ")[2]
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["--config.variant=w1"], "variant 'w1': bits must be"),
+        (["--config=configs/quantize.py:huge"], "configs/quantize.py has the modes study, small, not 'huge'"),
+        (["--statistics=nowhere.npz"], "there is no statistics file nowhere.npz"),
+    ],
+)
+def test_mistakes_are_one_sentence(tmp_path, arguments, sentence):
+    run = quantize(*SMALL, f"--workdir={tmp_path / 'w'}", *arguments)
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1, run.stderr
+    assert sentence in run.stderr
+    assert not (tmp_path / "w").exists()

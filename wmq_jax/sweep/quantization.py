@@ -1,0 +1,274 @@
+"""A quantized checkpoint with figures of what it cost: calibrated as a sweep is, so that it is the sweep's variant.
+
+The folder of a run holds config.json, statistics.npz, model/ (the checkpoint) and, written last, summary.json.
+"""
+
+import dataclasses
+import io
+import json
+import os
+import re
+import shutil
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wmq_jax import quant, quantized
+from wmq_jax.checkpoints.native import save_model
+from wmq_jax.envs.manifest import make_manifest
+from wmq_jax.io import adopt_config, sha256_of, write_bytes, write_json
+from wmq_jax.models import WorldModel
+from wmq_jax.sweep.devices import use_compilation_cache
+from wmq_jax.sweep.preparation import Sweep, planning_params, prepare
+from wmq_jax.sweep.run import calibration_rollouts, compile_planner
+from wmq_jax.sweep.settings import check_settings
+
+MODEL, STATISTICS, SUMMARY = "model", "statistics.npz", "summary.json"
+# Parts of a statistics file: what methods look at, and inputs of other episodes that only block errors look at.
+CALIBRATION, HELD_OUT = "calibration", "held_out"
+_IDENTITY = ("config", "statistics", "tile", "platform", "params_sha256", "xla_flags", "compiler")
+
+Log = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantization:
+    """A quantization that is ready to run.
+
+    Attributes:
+      sweep: the model, the data set and the calibration episodes, held-out ones after those that methods look at.
+      spec: the variant.
+      held_out: episodes for block errors; 0 for none.
+      statistics: given ones, ``{CALIBRATION: ..., HELD_OUT: ...}``; None: calibrate.
+      config: contents of ``config.json``.
+    """
+
+    sweep: Sweep
+    spec: quantized.VariantSpec
+    held_out: int
+    statistics: Any
+    config: dict[str, Any]
+
+
+def prepare_quantization(config: Mapping[str, Any], statistics: Sequence[str | os.PathLike] = ()) -> Quantization:
+    """Loads the model and checks everything that a user can get wrong.
+
+    Args:
+      config: the resolved config (``configs/quantize.py`` lists the fields).
+      statistics: statistics.npz files of earlier runs, merged; none: calibrate.
+
+    Raises:
+      ValueError, FileNotFoundError: a setting, the checkpoint, the data set, the variant or a statistics file is wrong.
+    """
+    words = config["variant"].split()
+    if len(words) != 1:
+        raise ValueError(f"variant must be one variant, not {config['variant']!r}")
+    spec = quantized.parse_variant(words[0])
+    if spec == quantized.VariantSpec():
+        raise ValueError(f"variant '{words[0]}' leaves nothing to quantize")
+    held_out = config["held_out"]
+    if held_out < 0:
+        raise ValueError(f"held_out must be 0 or more episodes, not {held_out}")
+    settings = _sweep_config(config)
+    sweep = prepare(check_settings(settings), settings)
+    episodes = sweep.settings.calibration["episodes"]
+    if sweep.settings.calibration_source == "dataset" and held_out:
+        training = len(sweep.dataset.split().train)
+        if training <= episodes:
+            raise ValueError(
+                f"data set {sweep.dataset.place.path} has {training} training episodes, and calibration.episodes takes "
+                f"{episodes}: leave some for the block errors, or set held_out to 0"
+            )
+    manifest = make_manifest(sweep.problem.env, "calibration", episodes + held_out, sweep.settings.base_seed)
+    given = load_statistics(statistics) if statistics else None
+    if given is not None:
+        _check_given(sweep, given, held_out)
+    decisive = {name: value for name, value in config.items() if name not in ("name", "engine")}
+    return Quantization(
+        sweep=dataclasses.replace(sweep, calibration=manifest),
+        spec=spec,
+        held_out=held_out,
+        statistics=given,
+        config={
+            **{name: sweep.config[name] for name in sweep.config if name not in ("config", "rows", "planner")},
+            "config": json.loads(json.dumps(decisive)),
+            "statistics": [sha256_of(path) for path in statistics],
+        },
+    )
+
+
+def open_workdir(job: Quantization, workdir: str | os.PathLike | None = None) -> Path:
+    """The folder of a run, new or of the same config.
+
+    Args:
+      job: what is to be done.
+      workdir: the folder; None: :func:`default_workdir`.
+
+    Raises:
+      ValueError: it cannot be written, or holds the result of another config.
+    """
+    workdir = default_workdir(job.sweep.settings.name, job.spec) if workdir is None else Path(workdir)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"workdir {workdir} cannot be created: {error.strerror}") from None
+    if not os.access(workdir, os.W_OK):
+        raise ValueError(f"workdir {workdir} is not writable")
+    adopt_config(workdir, job.config, _IDENTITY)
+    use_compilation_cache(workdir.absolute() / "compilation_cache")
+    return workdir
+
+
+def default_workdir(name: str, spec: quantized.VariantSpec) -> Path:
+    """``results/<name of the config>-<variant>``, the variant's punctuation as dashes."""
+    return Path("results") / "-".join([name, *re.findall(r"[a-z0-9]+", spec.text)])
+
+
+def run_quantization(job: Quantization, workdir: Path, log: Log = print) -> dict[str, Any]:
+    """Calibrates, quantizes, measures and saves what the folder lacks; a finished folder is left as it is.
+
+    Args:
+      job: of :func:`prepare_quantization`.
+      workdir: of :func:`open_workdir`.
+      log: takes a line about what is done next.
+
+    Returns:
+      What summary.json holds.
+    """
+    if (workdir / SUMMARY).exists():
+        log(f"all is done: the model is {workdir / MODEL}")
+        return json.loads((workdir / SUMMARY).read_text("utf-8"))
+    checkpoint = job.sweep.checkpoint
+    statistics = _statistics(job, workdir, log)
+    log(f"quantizes: {job.spec.name}")
+    build = lambda spec: quantized.build_variant(
+        checkpoint.config, checkpoint.params, spec, statistics.get(CALIBRATION)
+    )
+    variant = build(job.spec)
+    summary = {
+        "variant": job.spec.text,
+        "name": job.spec.name,
+        "sites": quantized.summarize_sites(checkpoint.config, job.spec, variant),
+        "blocks": _block_summary(job, variant, build, statistics),
+        "bytes": quantized.summarize_sizes(quant.pack(variant.params, variant.codes), checkpoint.params, variant),
+    }
+    # A kill may have left a part of it.
+    shutil.rmtree(workdir / MODEL, ignore_errors=True)
+    made = {**checkpoint.metadata, "variant": job.spec.text, "quantized_from": job.config["params_sha256"]}
+    save_model(
+        workdir / MODEL, checkpoint.config, variant.params, checkpoint.normalizer, made, variant.codes, variant.quant
+    )
+    write_json(workdir / SUMMARY, summary)
+    return summary
+
+
+def save_statistics(path: Path, statistics: Any) -> None:
+    """Writes statistics as named arrays, atomically; identical ones give identical files."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **quant.statistics_to_arrays(statistics))
+    write_bytes(path, buffer.getvalue())
+
+
+def load_statistics(paths: Sequence[str | os.PathLike]) -> Any:
+    """Statistics of files of :func:`save_statistics`, merged.
+
+    Raises:
+      FileNotFoundError: there is no such file.
+      ValueError: a file holds no statistics, or those of different models.
+    """
+    parts = []
+    for path in paths:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                parts.append(quant.statistics_from_arrays({name: arrays[name] for name in arrays.files}))
+        except FileNotFoundError:
+            raise FileNotFoundError(f"there is no statistics file {path}") from None
+        except (ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
+            raise ValueError(f"{path} is no statistics file ({error})") from None
+    shapes = [jax.tree.map(np.shape, part) for part in parts]
+    for path, shape in zip(paths, shapes):
+        if shape != shapes[0]:
+            raise ValueError(
+                f"the statistics of {path} are of another model or other settings than those of {paths[0]}"
+            )
+    return quant.merge_statistics(*parts)
+
+
+def _sweep_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config of a sweep of this variant, which checks and calibrates it."""
+    settings = {name: value for name, value in config.items() if name not in ("variant", "held_out")}
+    settings["engine"] = {**config["engine"], "noise_floor_tile": 0}
+    return {**settings, "variants": config["variant"], "references": False, "pictures": 0}
+
+
+def _check_given(sweep: Sweep, given: Any, held_out: int) -> None:
+    """Checks that statistics from a file are those of the model and that all is there which may be asked for."""
+    config, params = sweep.checkpoint.config, sweep.checkpoint.params
+    wanted = [CALIBRATION] + ([HELD_OUT] if held_out else [])
+    missing = [part for part in wanted if part not in given]
+    if missing:
+        raise ValueError(
+            f"the statistics have no part '{missing[0]}'; the parts of these files are {CALIBRATION}, {HELD_OUT}"
+        )
+    quantized.check_variants(config, params, sweep.settings.variants, given[CALIBRATION])
+    for part in wanted:
+        blocks = quant.block_statistics(given[part])
+        for path in quantized.topology(config).first_blocks():
+            if path not in blocks:
+                raise ValueError(f"the statistics have no sampled inputs of block '{path}' in their part '{part}'")
+            quant.check_statistics({path: blocks[path]})
+
+
+def _statistics(job: Quantization, workdir: Path, log: Log) -> dict[str, Any]:
+    """The statistics given, or of an earlier session in the folder, or new ones; {} where nothing asks for them."""
+    if job.statistics is not None:
+        return job.statistics
+    if not job.held_out and not quantized.needs_statistics(job.spec):
+        return {}
+    path = workdir / STATISTICS
+    if not path.exists():
+        log(f"calibrates on {job.sweep.settings.calibration['episodes']} episodes")
+        save_statistics(path, _calibrate(job))
+    return load_statistics([path])
+
+
+def _calibrate(job: Quantization) -> dict[str, Any]:
+    """Everything that any method needs, so that the file serves other variants too, and inputs for the block errors."""
+    sweep, checkpoint = job.sweep, job.sweep.checkpoint
+    limits, variables = sweep.settings.calibration, {"params": checkpoint.params}
+    model, engine = WorldModel(checkpoint.config), None
+    if sweep.settings.calibration_source == "planner":
+        plain = quantized.build_variants(
+            checkpoint.config, planning_params(checkpoint.params), [quantized.VariantSpec()]
+        )
+        engine = compile_planner(sweep, sweep.problem, plain, sweep.tile)
+    rollouts = calibration_rollouts(sweep, lambda: engine, limits)
+    found = {CALIBRATION: quantized.calibrate(model, variables, rollouts)}
+    if job.held_out:
+        # One future of each of other episodes: what is sampled from these is independent of what searches look at.
+        others = {**limits, "episodes": job.held_out, "iterations": 1, "samples": 1}
+        futures = calibration_rollouts(sweep, lambda: engine, others, skip=limits["episodes"])
+        chosen = [jax.tree.map(lambda x: x[n % len(x)][None], future) for n, future in enumerate(futures)]
+        batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), *chosen)
+        found[HELD_OUT] = quantized.calibrate(model, variables, [batch], tokens=0, sequences=job.held_out)
+    return found
+
+
+def _block_summary(
+    job: Quantization,
+    variant: quant.State,
+    build: Callable[[quantized.VariantSpec], quant.State],
+    statistics: Mapping[str, Any],
+) -> list[dict[str, Any]]:
+    """Errors of the blocks' outputs on held-out inputs beside those of plain rounding."""
+    if not job.held_out:
+        return []
+    checkpoint, plain = job.sweep.checkpoint, quantized.plain_rounding(job.spec)
+    errors = lambda state: quantized.block_errors(checkpoint.config, checkpoint.params, state, statistics[HELD_OUT])
+    found = errors(variant)
+    return quantized.summarize_blocks(job.spec, found, found if plain == job.spec else errors(build(plain)))
