@@ -30,7 +30,7 @@ from wmq_jax.quant.equalization import (
 from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, lwc_grid
 from wmq_jax.quant.quantizer import fake_quant_tokens, per_token_quantizer
 from wmq_jax.quant.topology import Block, Topology
-from wmq_jax.quant.transform import State, Transform
+from wmq_jax.quant.transform import State, Transform, unless_none
 
 PyTree = Any
 
@@ -124,8 +124,6 @@ def omniquant(
         check_block_inputs(state, topology, "omniquant")
 
     def apply(state: State, topology: Topology | None = None) -> State:
-        if isinstance(bits, int) and bits == grids.NO_BITS:
-            return state
         params, statistics = state.params, state.statistics
         sites = calibration.site_statistics(state.statistics)
         for stack in topology.stacks:
@@ -143,7 +141,7 @@ def omniquant(
                     statistics = rescale_statistics(statistics, path, pair, moved["scale"], moved.get("shift", 0.0))
         return state._replace(params=params, statistics=statistics)
 
-    return Transform(check, apply)
+    return unless_none(bits, Transform(check, apply))
 
 
 @functools.partial(jax.jit, static_argnames=("block", "spec"))

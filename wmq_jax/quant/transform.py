@@ -13,6 +13,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from wmq_jax.quant import grid as grids
+
 PyTree = Any
 
 
@@ -60,6 +65,23 @@ def chain(*transforms: Transform) -> Transform:
         return state
 
     return Transform(check, apply)
+
+
+def unless_none(bits, transform: Transform) -> Transform:
+    """``transform``, but parameters and statistics stay bit for bit where ``bits``, traced or not, are none."""
+
+    def apply(state: State, topology: Any = None) -> State:
+        if isinstance(bits, int):
+            return state if bits == grids.NO_BITS else transform.apply(state, topology)
+        done = transform.apply(state, topology)
+        choose = lambda new, old: jnp.where(grids.is_quantized(bits), new, old)
+        params, statistics = (
+            jax.tree.map(choose, new, old)
+            for new, old in ((done.params, state.params), (done.statistics, state.statistics))
+        )
+        return done._replace(params=params, statistics=statistics)
+
+    return Transform(transform.check, apply)
 
 
 def quantize(
