@@ -9,7 +9,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -48,19 +47,21 @@ def train(apply: Callable, params: Any, digits: Digits, seed: int = 0, steps: in
     """Parameters after some steps of Adam on the cross entropy of ``apply(params, images)``, (n, 10) logits."""
     optimizer = optax.adam(optax.cosine_decay_schedule(4e-3, steps))
 
-    def loss(params, chosen):
-        logits = apply(params, jnp.asarray(digits.images)[chosen])
-        return optax.softmax_cross_entropy_with_integer_labels(logits, jnp.asarray(digits.labels)[chosen]).mean()
+    def loss(params, images, labels):
+        return optax.softmax_cross_entropy_with_integer_labels(apply(params, images), labels).mean()
 
-    def step(carry, key):
-        params, state = carry
-        gradient = jax.grad(loss)(params, jax.random.randint(key, (batch,), 0, len(digits.images)))
-        updates, state = optimizer.update(gradient, state)
-        return (optax.apply_updates(params, updates), state), None
+    @jax.jit
+    def run(params, images, labels, chosen):
+        def step(carry, one):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss)(params, images[one], labels[one]), state)
+            return (optax.apply_updates(params, updates), state), None
 
-    keys = jax.random.split(jax.random.key(seed), steps)
-    (params, _), _ = jax.jit(lambda carry: jax.lax.scan(step, carry, keys))((params, optimizer.init(params)))
-    return params
+        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), chosen)
+        return params
+
+    chosen = np.random.default_rng(seed).integers(len(digits.images), size=(steps, batch))
+    return run(params, digits.images, digits.labels, chosen)
 
 
 def accuracy(logits: jax.Array, digits: Digits) -> float:

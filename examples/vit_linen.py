@@ -46,7 +46,7 @@ class ViT(nn.Module):
 def run(seed: int = 0) -> dict[str, float]:
     """Accuracy on the test images by bits of weights and activations: 'float', '8', '4', '3'."""
     digits, model = data.load(seed), ViT()
-    params = model.init(jax.random.key(seed), digits.images[:1])["params"]
+    params = jax.jit(model.init)(jax.random.key(seed), digits.images[:1])["params"]
     params = data.train(lambda params, x: model.apply({"params": params}, x), params, digits, seed)
 
     # Everything that quantization takes. Kernels of queries, keys and values have two output axes: heads and theirs.

@@ -15,7 +15,7 @@ EXAMPLES = {"vit_linen": vit_linen, "lenet_nnx": lenet_nnx, "mlp_tap": mlp_tap}
 def test_few_bits_cost_accuracy(name):
     rows = [EXAMPLES[name].run(seed) for seed in (0, 1)]
     mean = {bits: sum(row[bits] for row in rows) / len(rows) for bits in digits.WIDTHS}
-    assert mean["float"] > 0.92
+    assert mean["float"] > 0.9
     assert abs(mean["8"] - mean["float"]) < 0.015
     assert mean["4"] > mean["float"] - 0.06
     assert 0.5 < mean["3"] < min(mean["4"], mean["float"] - 0.02), "3 bits are visibly worse"
