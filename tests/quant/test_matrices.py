@@ -109,6 +109,15 @@ def test_methods_treat_a_general_kernel_as_its_matrix(setting, transform):
     assert {f"{name}/kernel" for name in PROJECTIONS} - {"attention/query/kernel"} <= set(changed)
 
 
+@pytest.mark.parametrize("transform", [quant.awq(4, 4), quant.omniquant(3)], ids=["awq", "omniquant"])
+def test_integers_of_general_kernels_have_their_shapes(setting, transform):
+    params, _, statistics = setting
+    state = quant.quantize_state(transform, {"block": params}, statistics, topology(GENERAL))
+    packed = quant.pack(state.params, state.codes)
+    assert packed["block"]["attention"]["out"]["kernel"].shape == (HEADS, SIZE, WIDTH)
+    jax.tree.map(np.testing.assert_array_equal, quant.expand(packed), state.params)
+
+
 def test_a_method_that_does_not_apply_names_the_site(setting):
     params, _, statistics = setting
     unstated = dataclasses.replace(GENERAL, input_axes=AXES[:3])

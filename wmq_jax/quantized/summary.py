@@ -79,7 +79,8 @@ def block_errors(
 def _block_error(params, quantized, quantizers, x, mask, block: quant.Block) -> tuple[jax.Array, jax.Array]:
     """The float block's output, and the relative squared error (n,) of the quantized one's."""
     exact = block.apply(params, x)
-    output = block.apply(quantized, x, lambda site, value: quant.fake_quant(value, quantizers[site]))
+    quantize = lambda site, _, value: (quant.fake_quant(value, quantizers[site]), None)
+    output, _ = quant.thread(block.apply, quantize)({}, quantized, x)
     weight = mask.reshape(mask.shape + (1,) * (exact.ndim - mask.ndim))
     total = lambda values: (weight * values**2).reshape(len(values), -1).sum(1)
     return exact, total(output - exact) / total(exact)
