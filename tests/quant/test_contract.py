@@ -1,189 +1,361 @@
-"""What every quantization method keeps, whatever its granularity and bits: one table, the same tests for all."""
+"""What every quantization method keeps, whatever its granularity and bits: one table, the same tests for all.
 
-import dataclasses
+A row of the table is a transform of a small model, whose only block has every kind of pair. Bits, parameters and
+statistics are arguments of one compiled function a row.
+"""
+
+import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from tests.quick_jit import quick_jit
 from wmq_jax import quant
-from wmq_jax.quant import WeightSpec
+from wmq_jax.quant import WeightSpec, linen, paths
+from wmq_jax.quant.omniquant import OmniQuantSpec, initial
+from wmq_jax.quant.per_kernel import per_kernel
+
+WIDTH, HIDDEN = 7, 12
+SITES = ("fc1", "fc2", "fc3")
 
 
-@dataclasses.dataclass(frozen=True)
-class Method:
-    """A method, and what its grids cover.
+class Block(nn.Module):
+    """LayerNorm -> fc1 -> ReLU -> fc2 -> GELU -> fc3 beside a residual connection; a token never sees another one."""
+
+    @nn.compact
+    def __call__(self, x):
+        hidden = nn.relu(nn.Dense(HIDDEN, name="fc1")(nn.LayerNorm(name="norm")(x)))
+        return x + nn.Dense(WIDTH, name="fc3")(nn.gelu(nn.Dense(HIDDEN, name="fc2")(hidden)))
+
+
+class Model(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return Block(name="block")(x)
+
+
+BLOCK = quant.Block(
+    linen.ModuleApply(Block()),
+    SITES,
+    (
+        quant.Pair("norm", ("fc1",)),
+        quant.Pair("fc1", ("fc2",), quant.LINEAR),
+        quant.Pair(None, ("fc3",)),
+    ),
+)
+TOPOLOGY = quant.Topology(((("block", BLOCK),),))
+ADAM = optax.adam(5e-3)
+
+
+class Method(NamedTuple):
+    """A row of the table.
 
     Attributes:
-      quantize: ``(x, bits) -> fake-quantized x`` for arrays of two axes.
-      independent: axes along which slices never see each other.
-      split: cuts an array into parts that have one grid each.
+      make: ``bits -> transform``.
+      groups: what shares a grid, for methods that round weights; None for those that quantize activations alone.
+      statistics: it needs calibration.
+      exact: every number follows from one group or token alone, so that it is the same however it is computed. What a
+        sum over many decides may differ in its last digits, and rounding can make a step of that.
+      rescales: without bits it still moves scales, which keeps the function and not the parameters.
     """
 
-    quantize: Callable
-    independent: tuple[int, ...]
-    split: Callable
+    make: Callable[..., quant.Transform]
+    groups: WeightSpec | None
+    statistics: bool = False
+    exact: bool = True
+    rescales: bool = False
 
-    def __post_init__(self):
-        # One program for all bits; only the comparison with eager execution takes another way.
-        object.__setattr__(self, "compiled", jax.jit(self.quantize))
-
-
-def _rtn(*spec, independent=(1,)) -> Method:
-    def split(x):
-        return jnp.concatenate(quant.to_groups(x, WeightSpec(None, *spec)))
-
-    return Method(lambda x, bits: quant.fake_quant_weight(x, WeightSpec(bits, *spec)), independent, split)
+    def __call__(self, bits, params, statistics) -> quant.State:
+        """What the transform makes of the model."""
+        return self.make(bits).apply(quant.State(params, {}, statistics), TOPOLOGY)
 
 
-def _searched(grid_fn, *spec) -> Method:
-    def split(x):
-        return jnp.concatenate(quant.to_groups(x, WeightSpec(None, *spec)))
-
-    return Method(lambda x, bits: quant.fake_quant_weight(x, WeightSpec(bits, *spec), grid_fn), (1,), split)
-
-
-def _static(include_zero) -> Method:
-    def quantize(x, bits):
-        # A fixed range, as calibration gives: what is quantized now does not decide it.
-        return quant.fake_quant(x, quant.static_quantizer(-2.5, 3.5, bits, include_zero=include_zero))
-
-    return Method(quantize, (0, 1), lambda x: [x])
-
-
-def _token(include_zero) -> Method:
-    def quantize(x, bits):
-        return quant.fake_quant(x, quant.per_token_quantizer(bits, include_zero=include_zero))
-
-    return Method(quantize, (0,), list)
-
-
+WHOLE = WeightSpec(None)
 METHODS = {
-    "rtn per channel": _rtn(),
-    "rtn groups that divide": _rtn(8),
-    "rtn groups that do not": _rtn(7),
-    "rtn flat groups": _rtn(16, "flat", independent=()),
-    "omse per channel": _searched(quant.omse_grid),
-    "omse groups that do not divide": _searched(quant.omse_grid, 7),
-    "asymmetric groups": _searched(quant.range_grid, 8),
-    "static": _static(True),
-    "static, range as observed": _static(False),
-    "per token": _token(True),
-    "per token, range as observed": _token(False),
+    "rtn": Method(lambda bits: quant.rtn(bits), WHOLE),
+    "rtn in groups": Method(lambda bits: quant.rtn(bits, 5), WeightSpec(None, 5)),
+    "rtn in flat groups": Method(lambda bits: quant.rtn(bits, 6, "flat"), WeightSpec(None, 6, "flat")),
+    "omse": Method(lambda bits: quant.omse(bits), WHOLE),
+    "omse in groups": Method(lambda bits: quant.omse(bits, 5), WeightSpec(None, 5)),
+    "asymmetric groups": Method(lambda bits: per_kernel(WeightSpec(bits, 4), quant.range_grid), WeightSpec(None, 4)),
+    "smoothquant": Method(
+        lambda bits: quant.chain(quant.smoothquant(0.5, linear=True), quant.rtn(bits), quant.static_activations(bits)),
+        WHOLE,
+        statistics=True,
+        rescales=True,
+    ),
+    "awq": Method(lambda bits: quant.awq(bits), WHOLE, statistics=True, exact=False),
+    "awq in groups": Method(
+        lambda bits: quant.awq(bits, 5, grid_fn=quant.range_grid), WeightSpec(None, 5), statistics=True, exact=False
+    ),
+    "omniquant": Method(
+        lambda bits: quant.omniquant(bits, act_bits=bits, epochs=2, batch=3, optimizer=ADAM),
+        WHOLE,
+        statistics=True,
+        exact=False,
+    ),
+    "omniquant in groups, not trained": Method(
+        lambda bits: quant.omniquant(bits, 5), WeightSpec(None, 5), statistics=True, exact=False
+    ),
+    "static": Method(lambda bits: quant.static_activations(bits), None, statistics=True),
+    "static, range as observed": Method(
+        lambda bits: quant.static_activations(bits, include_zero=False), None, statistics=True
+    ),
+    "static, searched range": Method(
+        lambda bits: quant.static_activations(bits, range="omse"), None, statistics=True, exact=False
+    ),
+    "per token": Method(lambda bits: quant.dynamic_activations(bits), None),
+    "per token, range as observed": Method(lambda bits: quant.dynamic_activations(bits, include_zero=False), None),
 }
-BITS = (2, 3, 4, 8, 15)
+WEIGHTS = {name: method for name, method in METHODS.items() if method.groups}
 
-every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+
+def every(methods):
+    return pytest.mark.parametrize("name", methods)
+
+
+def inputs(seed):
+    """(5, 4, WIDTH): a channel of outliers, a token of zeros, a constant one."""
+    x = jax.random.normal(jax.random.key(seed), (5, 4, WIDTH))
+    return x.at[..., 3].multiply(8.0).at[1, 1].set(0.0).at[1, 2].set(0.5)
 
 
 @pytest.fixture(scope="module")
-def x():
-    """(24, 32) values with outliers, a zero row and column, a constant row, signed zeros and exact half steps."""
+def setting():
+    """(params, statistics); kernels have outliers, a zero row and column, a constant column, and exact half steps."""
     rng = np.random.default_rng(0)
-    values = rng.normal(size=(24, 32)).astype(np.float32)
-    values[3, 5], values[9, 20] = 40, -60
-    values[1], values[:, 2], values[4] = 0, 0, 0.75
-    values[6] = np.arange(32) / 8
-    values[7, :4] = -0.0
-    return jnp.asarray(values)
+    shapes = jax.eval_shape(Model().init, jax.random.key(0), inputs(0))["params"]
+    params = jax.tree.map(lambda leaf: rng.normal(len(leaf.shape) == 1, 0.5, leaf.shape).astype(np.float32), shapes)
+    for site in SITES:
+        kernel = params["block"][site]["kernel"]
+        kernel[2] *= 5
+        kernel[3], kernel[:, 1], kernel[:, 2], kernel[0, 4] = 0, 0, 0.75, -6
+        kernel[:, 5] = np.arange(len(kernel)) / 8
+        params["block"][site]["bias"] -= 1
+    params = jax.tree.map(jnp.asarray, params)
+    observe = linen.observe(Model(), None, quant.channel_ranges(tokens=16), ["block"], quant.sequences(6))
+    return params, quant.calibrate(observe, {"params": params}, [(inputs(0),), (inputs(2),)])
 
 
-@every_method
-@pytest.mark.parametrize("bits", [3, 8])
-def test_jit_equals_eager(method, x, bits):
+@functools.cache
+def compiled(name):
+    """``(bits, params, statistics) -> state``, bits as data."""
+    return quick_jit(METHODS[name])
+
+
+@quick_jit
+def outputs(state, x):
+    return linen.quantized_apply(Model())({"params": state.params, "quant": state.quant}, x)
+
+
+def function(params, x):
+    return outputs(quant.State(params, {}, None), x)
+
+
+def distance(a, b, x):
+    """Between what two states make of x, relative to what the second adds to it."""
+    a, b = (outputs(state, x) for state in (a, b))
+    return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b - x))
+
+
+def assert_same(name, got, expected):
+    """Two states agree: bit for bit where the method is exact, in what they compute otherwise."""
+    if METHODS[name].exact:
+        jax.tree.map(np.testing.assert_array_equal, got, expected)
+    else:
+        assert distance(got, expected, inputs(3)) < 0.02
+
+
+@every(METHODS)
+def test_jit_equals_eager(name, setting):
     with jax.disable_jit():
-        eager = method.quantize(x, bits)
-    np.testing.assert_array_equal(jax.jit(method.quantize, static_argnums=1)(x, bits), eager)
-    np.testing.assert_array_equal(method.compiled(x, bits), eager)
+        eager = METHODS[name](4, *setting)
+    assert_same(name, compiled(name)(4, *setting), eager)
 
 
-@every_method
-def test_vmap_over_bits_equals_the_loop(method, x):
-    bits = (*BITS, quant.NO_BITS)
-    batched = jax.jit(jax.vmap(method.quantize, (None, 0)))(x, jnp.array(bits))
-    for one, width in zip(batched, bits):
-        np.testing.assert_array_equal(one, method.compiled(x, width))
+@every(METHODS)
+def test_vmap_over_bits_equals_the_loop(name, setting):
+    widths = (2, 3, 8, 15, quant.NO_BITS)
+    batched = quick_jit(jax.vmap(METHODS[name], (0, None, None)))(jnp.array(widths), *setting)
+    for index, bits in enumerate(widths):
+        assert_same(name, jax.tree.map(lambda leaf: leaf[index], batched), compiled(name)(bits, *setting))
 
 
-@every_method
-def test_vmap_over_inputs_equals_the_loop(method, x):
-    stack = jnp.stack([x, x[::-1], 2 * x])
-    batched = jax.jit(jax.vmap(method.quantize, (0, None)))(stack, 4)
-    for one, alone in zip(batched, stack):
-        np.testing.assert_array_equal(one, method.compiled(alone, 4))
+@every(METHODS)
+def test_structure_shapes_and_dtypes_are_kept(name, setting):
+    describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+    state = compiled(name)(4, *setting)
+    assert describe((state.params, state.statistics)) == describe(setting)
+    bits_of = lambda bits: jax.tree.structure(compiled(name)(bits, *setting))
+    assert bits_of(4) == bits_of(quant.NO_BITS)
 
 
-@every_method
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float16])
-def test_shape_and_dtype_are_kept(method, x, dtype):
-    quantized = method.compiled(x.astype(dtype), 4)
-    assert (quantized.shape, quantized.dtype) == (x.shape, dtype)
-    # The arithmetic is float32: the result is that of the float32 values, rounded once.
-    np.testing.assert_array_equal(quantized, method.compiled(x.astype(dtype).astype(jnp.float32), 4).astype(dtype))
+@every(METHODS)
+def test_bfloat16_works(name, setting):
+    """Shapes and dtypes stay, the arithmetic is float32, and the result that of float32 up to bfloat16's own rounding."""
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), setting[0])
+    state = compiled(name)(8, half, setting[1])
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
+    widened = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), half)
+    full = compiled(name)(8, widened, setting[1])
+    if METHODS[name].exact and not METHODS[name].rescales:
+        rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), full.params)
+        jax.tree.map(np.testing.assert_array_equal, state.params, rounded)
+    again = state._replace(params=jax.tree.map(lambda leaf: leaf.astype(jnp.float32), state.params))
+    assert distance(again, full, inputs(3)) < 0.03
+    assert outputs(state, inputs(3).astype(jnp.bfloat16)).dtype == jnp.bfloat16
 
 
-@every_method
+@every(METHODS)
 @pytest.mark.parametrize("none", [None, 16, 32])
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_no_bits_is_the_identity_bit_for_bit(method, x, none, dtype):
-    x = x.astype(dtype).at[0, 0].set(jnp.nan)
-    assert np.asarray(method.quantize(x, none)).tobytes() == np.asarray(x).tobytes()
-    traced = method.compiled(x, quant.canonical_bits(none))
-    assert np.asarray(traced).tobytes() == np.asarray(x).tobytes()
+def test_no_bits_is_the_identity_bit_for_bit(name, none, setting):
+    x = inputs(3)
+    transform, traced = METHODS[name](none, *setting), compiled(name)(quant.canonical_bits(none), *setting)
+    for state in (transform, traced):
+        if METHODS[name].rescales:
+            np.testing.assert_allclose(outputs(state, x), function(setting[0], x), rtol=1e-4, atol=1e-4)
+        else:
+            jax.tree.map(np.testing.assert_array_equal, (state.params, state.statistics), setting)
+            np.testing.assert_array_equal(outputs(state, x), function(setting[0], x))
 
 
-@every_method
-def test_error_falls_as_bits_rise_by_two(method):
-    x = jax.random.normal(jax.random.key(0), (24, 32)).clip(-2.4, 3.4)
-    errors = [float(((method.compiled(x, bits) - x) ** 2).mean()) for bits in range(2, 14)]
-    assert all(finer <= coarser * 1.01 for coarser, finer in zip(errors, errors[2:]))
-    assert errors[-1] < errors[0] * 1e-4
+@every(METHODS)
+def test_error_falls_as_bits_rise_by_two(name, setting):
+    x = inputs(3)
+    exact = function(setting[0], x)
+    errors = [float(((outputs(compiled(name)(bits, *setting), x) - exact) ** 2).mean()) for bits in range(2, 13)]
+    assert all(finer <= coarser * 1.01 for coarser, finer in zip(errors, errors[2:])), errors
+    assert errors[-1] < errors[0] * 1e-3
 
 
-@every_method
-def test_a_grid_has_no_more_values_than_codes(method, x):
-    for bits in (2, 3):
-        counts = [len(np.unique(part)) for part in method.split(method.compiled(x, bits))]
-        assert 2 ** (bits - 1) < max(counts) <= 2**bits
+@every(WEIGHTS)
+@pytest.mark.parametrize("bits", [2, 3])
+def test_a_grid_has_no_more_values_than_codes(name, bits, setting):
+    """Of fc1, whose scale its LayerNorm takes; all but the codes at the ends occur somewhere."""
+    kernel = compiled(name)(bits, *setting).params["block"]["fc1"]["kernel"]
+    groups = np.concatenate(quant.to_groups(kernel, WEIGHTS[name].groups))
+    assert 2 ** (bits - 1) < max(len(np.unique(group)) for group in groups) <= 2**bits
 
 
-@every_method
-def test_independent_slices_do_not_see_each_other(method, x):
-    for axis in method.independent:
-        whole = method.compiled(x, 4)
-        spoiled = jnp.moveaxis(jnp.moveaxis(x, axis, 0).at[1:].multiply(1e3), 0, axis)
-        first = (slice(None),) * axis + (slice(1),)
-        np.testing.assert_array_equal(method.compiled(spoiled, 4)[first], whole[first])
+@every(METHODS)
+def test_no_token_influences_another(name, setting):
+    state, x = compiled(name)(4, *setting), inputs(3)
+    spoiled = (x * 100).at[0, 0].set(x[0, 0])
+    np.testing.assert_array_equal(outputs(state, spoiled)[0, 0], outputs(state, x)[0, 0])
 
 
-@every_method
-def test_permuting_independent_slices_permutes_the_result(method, x):
-    for axis in method.independent:
-        order = np.random.default_rng(1).permutation(x.shape[axis])
-        permuted = method.compiled(jnp.take(x, order, axis), 4)
-        np.testing.assert_array_equal(permuted, jnp.take(method.compiled(x, 4), order, axis))
+@every([name for name in WEIGHTS if "flat" not in name])
+def test_permuting_output_channels_permutes_the_result(name, setting):
+    params, statistics = setting
+    order = np.random.default_rng(1).permutation(WIDTH)
+
+    def permuted(params):
+        last = jax.tree.map(lambda leaf: leaf[..., order], params["block"]["fc3"])
+        return {"block": {**params["block"], "fc3": last}}
+
+    expected = compiled(name)(4, *setting)
+    assert_same(
+        name, compiled(name)(4, permuted(params), statistics), expected._replace(params=permuted(expected.params))
+    )
 
 
-@pytest.mark.parametrize("bits", BITS)
-def test_a_fixed_grid_is_idempotent(x, bits):
-    quantizer = quant.static_quantizer(-2.5, 3.5, bits)
-    once = quant.fake_quant(x, quantizer)
-    np.testing.assert_array_equal(quant.fake_quant(once, quantizer), once)
-    once, twice = round_twice(quant.to_groups(x, WeightSpec(None, 8)), bits)
-    np.testing.assert_array_equal(twice, once)
+def spoiled(params, changes):
+    """``params`` with rows or columns of kernels replaced by constants, or single values by outliers."""
+    block = jax.tree.map(np.array, params["block"])
+    for site, kind, index, value in changes:
+        kernel = block[site]["kernel"]
+        where = {
+            "row": np.s_[index % kernel.shape[0]],
+            "column": np.s_[:, index % kernel.shape[1]],
+            "all": np.s_[:],
+            "one": np.s_[index % kernel.shape[0], index % kernel.shape[1]],
+        }
+        kernel[where[kind]] = value
+    return {"block": block}
 
 
-@jax.jit
-def round_twice(groups, bits):
-    """Groups rounded to their own grids once, and twice."""
-    grid = quant.absmax_grid(groups, bits)
-    once = quant.decode(quant.encode(groups, grid), grid)
-    return once, quant.decode(quant.encode(once, grid), grid)
+CHANGES = st.lists(
+    st.tuples(
+        st.sampled_from(SITES),
+        st.sampled_from(["row", "column", "all", "one"]),
+        st.integers(0, 143),
+        st.sampled_from([0.0, -0.0, 0.3, -1.0, 1e-30, 1e4, -1e4]),
+    ),
+    min_size=1,
+    max_size=4,
+)
 
 
-@every_method
-def test_results_are_finite(method):
-    for x in (jnp.zeros((8, 16)), jnp.full((8, 16), 5.0), jnp.full((8, 16), 1e30), jnp.full((8, 16), -1e-30)):
-        assert jnp.isfinite(method.compiled(x, 4)).all()
+@every(METHODS)
+@settings(max_examples=15, deadline=None)
+@given(changes=CHANGES, bits=st.integers(2, 15))
+def test_any_weights_give_finite_results(name, changes, bits, setting):
+    """Zeros, constants and outliers; none stays the identity for them."""
+    params = spoiled(setting[0], changes)
+    state = compiled(name)(bits, params, setting[1])
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    assert jnp.isfinite(outputs(state, inputs(3))).all()
+    if not METHODS[name].rescales:
+        none = compiled(name)(quant.NO_BITS, params, setting[1])
+        jax.tree.map(np.testing.assert_array_equal, none.params, params)
+
+
+@every(WEIGHTS)
+def test_nan_in_a_weight_is_reported_with_its_name(name, setting):
+    params = spoiled(setting[0], [("fc2", "one", 3, np.nan)])
+    with pytest.raises(ValueError, match="weight 'block/fc2/kernel' has 1 NaN or infinite values of 144"):
+        quant.quantize(METHODS[name].make(4), params, setting[1], TOPOLOGY)
+
+
+# What a method reads of the statistics: ranges of sites, or samples of block inputs.
+@pytest.mark.parametrize(
+    "name, site, field",
+    [
+        *((name, "block/fc1/input", "minimum") for name in ("smoothquant", "omniquant", "static")),
+        *((name, "block/block", "inputs") for name in ("awq", "omniquant")),
+    ],
+)
+def test_nan_in_a_statistic_is_reported_with_its_name(name, site, field, setting):
+    params, statistics = setting
+    seen = paths.subtree(statistics, site)
+    bad = paths.nest({site: seen._replace(**{field: getattr(seen, field).at[0].set(jnp.nan)})}, statistics)
+    with pytest.raises(ValueError, match=f"calibration statistic '{site.rpartition('/')[0]}/{field}' has"):
+        quant.quantize(METHODS[name].make(4), params, bad, TOPOLOGY)
+
+
+def smoothed(params, statistics):
+    return quant.smoothquant(0.3, linear=True).apply(quant.State(params, {}, statistics), TOPOLOGY).params
+
+
+def scaled_by_awq(params, statistics):
+    return quant.awq(3, clip=False, rounded=False).apply(quant.State(params, {}, statistics), TOPOLOGY).params
+
+
+def learned_by_omniquant(params, statistics):
+    """Any scale and shift that training may find, without rounding."""
+    spec, sample = OmniQuantSpec(WHOLE), quant.block_statistics(statistics)["block"]
+    learned = initial(params["block"], {"fc1": jnp.ones(WIDTH)}, 0.5, BLOCK, spec)
+    keys = jax.random.split(jax.random.key(5))
+    learned["transform"]["fc1"] = {
+        "scale": jax.random.uniform(keys[0], (WIDTH,), minval=0.3, maxval=4.0),
+        "shift": jax.random.normal(keys[1], (WIDTH,)),
+    }
+    x, mask = sample.inputs, sample.mask()
+    none = quant.NO_BITS
+    return {"block": quant.omniquant_block(params["block"], learned, x, x, mask, none, none, BLOCK, spec).params}
+
+
+@pytest.mark.parametrize("rescaled", [smoothed, scaled_by_awq, learned_by_omniquant])
+def test_rescaling_keeps_the_float_function(rescaled, setting):
+    x = inputs(4)
+    moved = quick_jit(rescaled)(*setting)
+    assert (moved["block"]["fc1"]["kernel"] != setting[0]["block"]["fc1"]["kernel"]).any()
+    np.testing.assert_allclose(function(moved, x), function(setting[0], x), rtol=1e-4, atol=1e-4)

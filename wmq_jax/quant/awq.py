@@ -22,7 +22,7 @@ from wmq_jax.quant.block_inputs import capture, check_block_inputs, mean_over, s
 from wmq_jax.quant.equalization import check_topology, rescale, rescale_statistics
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import Block, Pair, Topology
-from wmq_jax.quant.transform import State, Transform, replace_block
+from wmq_jax.quant.transform import State, Transform, replace_block, unless_none
 
 PyTree = Any
 
@@ -135,8 +135,6 @@ def awq(
         check_block_inputs(state, topology, "awq")
 
     def apply(state: State, topology: Topology | None = None) -> State:
-        if isinstance(bits, int) and bits == grid.NO_BITS:
-            return state
         statistics = state.statistics
         for stack in topology.stacks:
             x, mask = sampled_inputs(state.statistics, stack)
@@ -151,7 +149,7 @@ def awq(
                         statistics = rescale_statistics(statistics, path, pair, found.scales[pair.consumers[0]])
         return state._replace(statistics=statistics)
 
-    return Transform(check, apply)
+    return unless_none(bits, Transform(check, apply))
 
 
 @functools.partial(jax.jit, static_argnames=("block", "spec"))

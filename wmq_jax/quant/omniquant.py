@@ -32,7 +32,7 @@ from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.quantizer import fake_quant_tokens, per_token_quantizer
 from wmq_jax.quant.taps import thread
 from wmq_jax.quant.topology import Block, Topology
-from wmq_jax.quant.transform import State, Transform, replace_block
+from wmq_jax.quant.transform import State, Transform, replace_block, unless_none
 
 PyTree = Any
 
@@ -129,8 +129,6 @@ def omniquant(
         check_block_inputs(state, topology, "omniquant")
 
     def apply(state: State, topology: Topology | None = None) -> State:
-        if isinstance(bits, int) and bits == grids.NO_BITS:
-            return state
         statistics = state.statistics
         sites = calibration.site_statistics(state.statistics)
         for stack in topology.stacks:
@@ -150,7 +148,7 @@ def omniquant(
                     statistics = rescale_statistics(statistics, path, pair, moved["scale"], moved.get("shift", 0.0))
         return state._replace(statistics=statistics)
 
-    return Transform(check, apply)
+    return unless_none(bits, Transform(check, apply))
 
 
 @functools.partial(jax.jit, static_argnames=("block", "spec"))

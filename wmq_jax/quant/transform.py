@@ -13,6 +13,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
+
+from wmq_jax.quant import grid as grids
 from wmq_jax.quant import paths
 from wmq_jax.quant.weights import QuantizedKernel, expanded_or, with_shape
 
@@ -93,6 +97,23 @@ def replace_block(
     kept = {name: quantized for name, quantized in state.codes.items() if name not in changed}
     found = {f"{path}/{name}": quantized for name, quantized in codes.items()}
     return state._replace(params=paths.nest({path: paths.nest(floats, params)}, state.params), codes=kept | found)
+
+
+def unless_none(bits, transform: Transform) -> Transform:
+    """``transform``, but parameters and statistics stay bit for bit where ``bits``, traced or not, are none."""
+
+    def apply(state: State, topology: Any = None) -> State:
+        if isinstance(bits, int):
+            return state if bits == grids.NO_BITS else transform.apply(state, topology)
+        done = transform.apply(state, topology)
+        choose = lambda new, old: jnp.where(grids.is_quantized(bits), new, old)
+        params, statistics = (
+            jax.tree.map(choose, new, old)
+            for new, old in ((done.params, state.params), (done.statistics, state.statistics))
+        )
+        return done._replace(params=params, statistics=statistics)
+
+    return Transform(transform.check, apply)
 
 
 def quantize(
