@@ -2,15 +2,21 @@
 
     python -m experiments.bench --config=configs/bench.py:small --out=benchmarks/cpu.json  # 15 minutes, 2 cores
     python -m experiments.bench --config=configs/bench.py:official --out=benchmarks/gpu.json   # on a GPU
+    python -m experiments.bench --config=configs/bench.py:methods --out=benchmarks/methods_cpu.json  # MINUTES, 2 cores
+    python -m experiments.bench --config=configs/bench.py:qwix --out=benchmarks/qwix.json  # MINUTES, 2 cores
 
 'official' measures a model of the official size (ViT-S/14 at 196 pixels, six predictor layers of width 404, history 3)
 with the study's planner, in float32, tf32 and bfloat16 matrix products against the peak of a large matrix product on
 the same device.
+
+'methods' times every method of quantization on the official model with 32 one-frame samples, each in a process of its
+own; `--config.size=tiny` tries the same on a tiny one. 'qwix' compares ours with Qwix's on the bundled model
+(`pip install '.[qwix]'`).
 """
 
 import ml_collections
 
-MODES = ("small", "official")
+MODES = ("small", "official", "methods", "qwix")
 
 
 def get_config(mode: str = "small") -> ml_collections.ConfigDict:
@@ -20,6 +26,17 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.name = f"bench-{mode}"
     config.only = ""  # the sections whose title has this in it; "" is all
+    if mode == "methods":
+        config.kind = "methods"
+        config.size = "official"  # or 'tiny'
+        config.methods = "rtn omse smoothquant awq omniquant"
+        config.bits = "w4g128"
+        return config
+    if mode == "qwix":
+        config.kind = "against_qwix"
+        config.inputs = 32  # to calibrate with, and others to compare on
+        return config
+    config.kind = "planning"
     config.repeats = 3  # of every timing; medians are reported
     config.rollout = dict(samples=64, horizon=5)
     config.planner = dict(samples=64, elites=8, steps=8)

@@ -48,8 +48,18 @@ def test_bench_measures_the_sections_that_are_asked_for(tmp_path):
     run = program("bench", "--config.only=idle", *small, f"--out={tmp_path / 'figures.json'}")
     assert run.returncode == 0, run.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert set(figures) == {"device", "versions", "git_revision", "xla_flags", "config", "idle tiles"}
+    assert set(figures) == {"device", "machine", "versions", "git_revision", "xla_flags", "config", "idle tiles"}
     assert 0 < figures["idle tiles"]["half idle over busy"] < 2
+
+
+def test_bench_times_the_methods_each_in_a_process_of_its_own(tmp_path):
+    tiny = ["--config=configs/bench.py:methods", "--config.size=tiny", "--config.methods=rtn smoothquant"]
+    run = program("bench", *tiny, f"--out={tmp_path / 'figures.json'}")
+    assert run.returncode == 0, run.stderr
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    for method in ("rtn", "smoothquant"):
+        found = figures[f"{method}:w4g128"]
+        assert found["seconds"] > 0 and found["compilation seconds"] > 0 and 0.1 < found["peak memory GB"] < 8
 
 
 def test_bench_names_its_sections():

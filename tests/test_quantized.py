@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.quick_jit import quick_jit
+from tests.models.tiny import random_model
+from tests.quick_jit import quick_compilation, quick_jit
 from wmq_jax import quant, quantized
 from wmq_jax.models import PredictorConfig, ViTConfig, WorldModel, WorldModelConfig, official_config
 from wmq_jax.quant import paths
@@ -48,11 +49,11 @@ def rollout_inputs(seed, batch=2, frames=1, actions=2):
 @pytest.fixture(scope="module")
 def world():
     """(model, params, statistics, table of TEXTS)."""
-    model, inputs = WorldModel(CONFIG), rollout_inputs(0)
-    params = jax.jit(model.init)(jax.random.key(0), inputs[0], inputs[1], inputs[2][:, :1])["params"]
-    statistics = quantized.calibrate(model, {"params": params}, [inputs, rollout_inputs(1)])
-    specs = [parse_variant(text) for text in TEXTS]
-    return model, params, statistics, quantized.build_variants(CONFIG, params, specs, statistics)
+    model, variables = random_model(CONFIG)
+    params, specs = variables["params"], [parse_variant(text) for text in TEXTS]
+    with quick_compilation():
+        statistics = quantized.calibrate(model, variables, [rollout_inputs(0), rollout_inputs(1)])
+        return model, params, statistics, quantized.build_variants(CONFIG, params, specs, statistics)
 
 
 @pytest.fixture(scope="module")

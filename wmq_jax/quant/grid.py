@@ -109,6 +109,16 @@ def straight_through_round(x: jax.Array) -> jax.Array:
     return x + jax.lax.stop_gradient(jnp.round(x) - x)
 
 
+def differentiable_range(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The smallest and the largest value along the last axis of x (..., n), each (..., 1); gradients reach one element.
+
+    The gradient of a maximum is shared among the elements that equal it. XLA may compute ``x`` twice, an ulp apart:
+    once for the maximum and once for the comparison. Then none equals it, and the share is 0/0.
+    """
+    smallest, largest = (jnp.expand_dims(index, -1) for index in (x.argmin(-1), x.argmax(-1)))
+    return jnp.take_along_axis(x, smallest, -1), jnp.take_along_axis(x, largest, -1)
+
+
 def encode(x: jax.Array, grid: Grid, zero_point_first=False, rounding: Rounding = jnp.round) -> jax.Array:
     """The codes of ``x`` on ``grid``, as floats of integer value.
 

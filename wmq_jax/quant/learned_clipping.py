@@ -41,8 +41,8 @@ def lwc_grid(
         codes for groups of one sign.
       scale_limits: bounds of s; ``RELEASED_SCALE_LIMITS`` are those of the released code.
     """
-    high = jax.nn.sigmoid(upper) * groups.max(-1, keepdims=True)
-    low = jax.nn.sigmoid(lower) * groups.min(-1, keepdims=True)
+    smallest, largest = grids.differentiable_range(groups)
+    low, high = jax.nn.sigmoid(lower) * smallest, jax.nn.sigmoid(upper) * largest
     bottom, top = grids.unsigned_limits(bits)
     if symmetric:
         half = grids.signed_limits(bits)[1]

@@ -119,7 +119,7 @@ def fake_quant(x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding = jn
         return _on_grid(x, grid, quantizer, rounding)
 
     def per_token() -> jax.Array:
-        return _on_grid(x, _token_grid(_widen(x), quantizer), quantizer, rounding)
+        return _on_grid(x, _token_grid(_widen(x), quantizer, rounding), quantizer, rounding)
 
     # A switch stays a real branch under lax.map and equals the chosen branch bit for bit, which
     # a chain of selects inside one fused expression does not.
@@ -131,7 +131,7 @@ def fake_quant_tokens(x: jax.Array, quantizer: Quantizer, rounding: grids.Roundi
 
     It costs the work also where the quantizer is off, and compiles several times faster under differentiation.
     """
-    tokens = _on_grid(x, _token_grid(_widen(x), quantizer), quantizer, rounding)
+    tokens = _on_grid(x, _token_grid(_widen(x), quantizer, rounding), quantizer, rounding)
     return jnp.where(quantizer.mode == OFF, x, tokens)
 
 
@@ -140,9 +140,12 @@ def _on_grid(x: jax.Array, grid: grids.Grid, quantizer: Quantizer, rounding: gri
     return grids.decode(codes, grid).astype(x.dtype)
 
 
-def _token_grid(x: jax.Array, quantizer: Quantizer) -> grids.Grid:
+def _token_grid(x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding) -> grids.Grid:
     """The grid of each token of ``x`` (..., C): fields of shape (..., 1)."""
-    low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
+    if rounding is jnp.round:
+        low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
+    else:
+        low, high = grids.differentiable_range(x)
     sound = quantizer.include_zero
     low = jnp.where(sound, jnp.minimum(low, 0.0), low)
     high = jnp.where(sound, jnp.maximum(high, 0.0), high)

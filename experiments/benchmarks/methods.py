@@ -1,0 +1,126 @@
+"""How long the methods of quantization take and how much memory, at the official size: random weights, random samples.
+
+Each method runs in a process of its own, whose peak memory is then its own. What XLA takes to compile is told apart.
+"""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.benchmarks.common import random_params
+from wmq_jax import quant
+from wmq_jax import quantized as q
+from wmq_jax.models import PredictorConfig, ViTConfig, WorldModelConfig, official_config
+
+PyTree = Any
+
+# Lowering and compiling; tracing counts as the method's own time, since its events nest.
+_COMPILATION = (
+    "/jax/core/compile/jaxpr_to_mlir_module_duration",
+    "/jax/core/compile/backend_compile_duration",
+)
+SIZES = ("official", "tiny")
+
+
+def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, float]]]:
+    """What is measured, by title.
+
+    Raises:
+      ValueError: a method or a size that there is not.
+    """
+    model_config(config["size"])
+    variants = [f"{method}:{config['bits']}" for method in config["methods"].split()]
+    for variant in variants:
+        q.parse_variant(variant)
+    return {variant: functools.partial(in_a_process, variant, config["size"]) for variant in variants}
+
+
+def in_a_process(variant: str, size: str) -> dict[str, float]:
+    """``measure`` in a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measure, variant, size).result()
+
+
+def measure(variant: str, size: str) -> dict[str, float]:
+    """Seconds to quantize a whole model, compilation apart, and the process's peak memory.
+
+    A model's weights and samples are in memory before the clock starts, and count as memory.
+    """
+    # Otherwise what is compiled and what is computed overlap, and one cannot be told from the other.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
+    specs = [q.parse_variant(variant)]
+    config = model_config(size)
+    params = random_params(config)
+    if q.needs_qkv_bias(specs):
+        config, params = q.with_qkv_bias(config, params)
+    statistics = random_statistics(config, params, **q.needed_samples(specs)) if q.needs_statistics(specs[0]) else None
+    compiling = []
+
+    def on_event(event: str, seconds: float, **_) -> None:
+        if event in _COMPILATION:
+            compiling.append(seconds)
+
+    jax.monitoring.register_event_duration_secs_listener(on_event)
+    began = time.perf_counter()
+    jax.block_until_ready(q.build_variants(config, params, specs, statistics))
+    seconds = time.perf_counter() - began
+    return {
+        "seconds": seconds - sum(compiling),
+        "compilation seconds": sum(compiling),
+        "peak memory GB": peak_bytes() / 1e9,
+    }
+
+
+def model_config(size: str) -> WorldModelConfig:
+    """The official model of the Wall task without a decoder, or one of the same structure that takes seconds.
+
+    Raises:
+      ValueError: there is no such size.
+    """
+    if size not in SIZES:
+        raise ValueError(f"--config.size must be one of {', '.join(SIZES)}, not {size!r}")
+    config = official_config("wall").replace(decoder=None)
+    if size == "official":
+        return config
+    return config.replace(
+        encoder=ViTConfig(width=12, depth=2, heads=2, mlp_dim=16, table_grid=2),
+        predictor=PredictorConfig(depth=1, heads=2, dim_head=6, mlp_dim=16),
+        image_size=32,
+    )
+
+
+def random_statistics(config: WorldModelConfig, params: PyTree, tokens: int, sequences: int) -> PyTree:
+    """What calibration with one-frame inputs would have kept, of normal numbers."""
+    image = jnp.zeros((1, 1, config.image_size, config.image_size, 3))
+    batch = (image, jnp.zeros((1, 1, config.proprio_dim)), jnp.zeros((1, 1, config.action_dim)))
+    observe = q.observe(config, tokens, sequences)
+    shapes = jax.eval_shape(observe, {"params": params}, None, *batch)
+    random = np.random.default_rng(0)
+
+    def fill(shape: Any) -> Any:
+        normal = lambda field: random.standard_normal(getattr(shape, field).shape, np.float32)
+        ones = dict(count=np.int32(1), priority=np.ones(shape.priority.shape, np.float32))
+        if isinstance(shape, quant.Sequences):
+            length = np.full(shape.length.shape, shape.inputs.shape[1], np.int32)
+            return shape._replace(inputs=normal("inputs"), length=length, **ones)
+        largest = 3 + np.abs(normal("maximum"))
+        return shape._replace(minimum=-largest, maximum=largest, tokens=normal("tokens"), **ones)
+
+    return jax.device_put(jax.tree.map(fill, shapes, is_leaf=quant.statistics.is_statistic))
+
+
+def peak_bytes() -> int:
+    """The largest memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024

@@ -1,0 +1,79 @@
+"""What the benchmarks of experiments/bench.py refuse, and what the comparison with Qwix states of it."""
+
+import sys
+
+import jax
+import pytest
+
+from experiments.benchmarks import against_qwix, methods
+from tests.models.tiny import random_model
+from wmq_jax.models import PredictorConfig, ViTConfig, WorldModelConfig
+
+METHODS = dict(size="tiny", methods="rtn", bits="w4")
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ({"size": "huge"}, "--config.size must be one of official, tiny, not 'huge'"),
+        ({"methods": "rtn magic"}, "variant 'magic:w4': there is no method 'magic'"),
+        ({"bits": "w1"}, "variant 'rtn:w1': bits must be"),
+    ],
+)
+def test_what_cannot_be_timed_is_named(setting, message):
+    with pytest.raises(ValueError, match=message):
+        methods.sections({**METHODS, **setting})
+
+
+def test_random_statistics_are_those_that_the_methods_need():
+    config = methods.model_config("tiny")
+    params = methods.random_params(config)
+    statistics = methods.random_statistics(config, params, tokens=4, sequences=3)
+    sample = methods.quant.block_statistics(statistics)["predictor/layers_0"]
+    assert sample.inputs.shape == (3, config.tokens_per_frame, config.predictor_dim) and sample.mask().all()
+    methods.quant.check_statistics(methods.quant.site_statistics(statistics))
+
+
+def test_without_qwix_one_sentence_says_how_to_get_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "qwix", None)
+    with pytest.raises(ValueError, match="the comparison needs Qwix: pip install"):
+        against_qwix.sections({"inputs": 2})
+
+
+@pytest.fixture(scope="module")
+def comparison():
+    pytest.importorskip("qwix")
+    config = WorldModelConfig(
+        encoder=ViTConfig(width=8, depth=1, heads=2, mlp_dim=16, table_grid=2),
+        predictor=PredictorConfig(depth=1, heads=2, dim_head=4, mlp_dim=16),
+        decoder=None,
+        proprio_dim=2,
+        action_dim=4,
+        image_size=32,
+        proprio_emb_dim=4,
+        action_emb_dim=4,
+    )
+    model, variables = random_model(config)
+    keys = jax.random.split(jax.random.key(0), 3)
+    image = jax.random.uniform(keys[0], (3, 1, 32, 32, 3), minval=-1)
+    batch = (image, jax.random.normal(keys[1], (3, 1, 2)), jax.random.normal(keys[2], (3, 2, 4)))
+    return against_qwix.Comparison(model, variables["params"], batch, batch)
+
+
+def test_qwix_has_our_scale_and_its_smoothquant_leaves_activations_alone(comparison):
+    found = against_qwix.conventions(comparison)
+    for bits in (4, 8):
+        assert found[f"int{bits}: largest scale over absmax / (2^(b-1) - 0.5)"] == pytest.approx(1, abs=1e-6)
+        assert found[f"int{bits}: smallest"] == pytest.approx(1, abs=1e-6)
+        assert found[f"int{bits}: weights in another code than ours, all others"] == 0
+    rounding = {method: found[f"{method}: roundings in a call at w8a8-token"] for method in against_qwix.METHODS}
+    assert rounding["smoothquant"] == 0 < rounding["rtn"]
+
+
+@pytest.mark.parametrize("method", against_qwix.METHODS)
+def test_both_sides_quantize_the_same_layers(comparison, method):
+    """At 8 bits either is near the float model, and neither is it."""
+    setting = against_qwix.Setting(8)
+    run, variables = against_qwix.qwix_model(comparison, method, setting)
+    theirs = comparison.error(against_qwix.imagined(run, variables, comparison.held_out))
+    assert 0 < theirs < 0.05 and 0 < comparison.error(against_qwix.ours(comparison, method, setting)) < 0.05
