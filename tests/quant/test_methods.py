@@ -208,6 +208,20 @@ def test_searches_beat_rounding(setting, forward):
     assert error(searched) < 0.9 * error(rounded)
 
 
+def test_awq_takes_the_scale_with_the_smallest_error(setting):
+    params, statistics = setting
+    sample = quant.block_statistics(statistics)["block_0"]
+    x, mask = sample.inputs, sample.mask()
+    found = quant.awq_block(params["block_0"], x, mask, 3, BLOCK, quant.AWQSpec(quant.WeightSpec(None)))
+    magnitude = jnp.abs(nn.LayerNorm().apply({"params": params["block_0"]["norm1"]}, x)).mean((0, 1))
+    losses = found.losses["qkv"]
+    scale = magnitude ** (int(losses.argmin()) / len(losses))
+    np.testing.assert_allclose(found.scales["qkv"], scale / jnp.sqrt(scale.max() * scale.min()), rtol=1e-3)
+    assert losses.min() < 0.95 * losses[0]
+    assert (found.limits["qkv"][: 2 * WIDTH] == jnp.inf).all(), "queries and keys are spared"
+    assert (found.limits["qkv"][2 * WIDTH :] < jnp.inf).all()
+
+
 def test_awq_shows_a_block_what_the_float_blocks_before_it_give(setting):
     params, statistics = setting
     both = quant.awq(3).apply(quant.State(params, {}, statistics), TOPOLOGY).params
