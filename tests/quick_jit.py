@@ -17,7 +17,7 @@ def quick_jit(function: Callable[..., Any]) -> Callable[..., Any]:
 @contextlib.contextmanager
 def quick_compilation() -> Iterator[None]:
     """Within it, everything is compiled with less optimisation, functions that the library jits too."""
-    before = jax.config.jax_disable_most_optimizations
+    before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", True)
     try:
         yield

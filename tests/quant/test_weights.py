@@ -19,6 +19,7 @@ def kernels():
     return hnp.arrays(np.float32, st.sampled_from([(1, 1), (7, 2), (8, 3)]), elements=values)
 
 
+WHOLE_RANGE = quant.ClippingSearch(points=1, lowest=1.0)
 GROUP_SIZES = st.sampled_from([None, 1, 4, 9])
 
 
@@ -32,6 +33,22 @@ def test_rounding_errs_by_at_most_half_a_step_of_the_group(kernel, bits, group_s
         scale = np.maximum(np.abs(kernel[group]).max(0) / ((2**bits - 1) / 2), np.finfo(np.float32).eps)
         error = np.abs(quantized[group] - kernel[group])
         assert (error <= scale * 0.5 * (1 + 1e-5) + np.abs(kernel[group]) * 1e-6).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(kernel=kernels(), bits=st.integers(2, 15), group_size=GROUP_SIZES)
+def test_a_searched_range_never_rounds_worse_than_the_whole_range(kernel, bits, group_size):
+    spec, error = WeightSpec(bits, group_size), {}
+    for search in (quant.omse_grid, WHOLE_RANGE):
+        difference = np.asarray(quant.fake_quant_weight(kernel, spec, search), np.float64) - kernel
+        error[search] = np.asarray(quant.to_groups(jnp.asarray(difference**2, jnp.float32), spec)).sum(-1)
+    assert (error[quant.omse_grid] <= error[WHOLE_RANGE] * (1 + 1e-5)).all()
+
+
+def test_a_searched_range_clips_the_tails_of_normal_weights():
+    kernel = np.random.default_rng(0).normal(size=(256, 8)).astype(np.float32)
+    error = lambda search: ((quant.fake_quant_weight(kernel, WeightSpec(4), search) - kernel) ** 2).mean()
+    assert error(quant.omse_grid) < 0.8 * error(WHOLE_RANGE)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 2), (8, 3), (2, 3, 4)])

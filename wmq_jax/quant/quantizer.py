@@ -142,7 +142,8 @@ def _on_grid(x: jax.Array, grid: grids.Grid, quantizer: Quantizer, rounding: gri
 
 def _token_grid(x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding) -> grids.Grid:
     """The grid of each token of ``x`` (..., C): fields of shape (..., 1)."""
-    if rounding is jnp.round:
+    if rounding is jnp.round:  # stops gradients at the codes; they shall not pass by the range either
+        x = jax.lax.stop_gradient(x)
         low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
     else:
         low, high = grids.differentiable_range(x)
