@@ -174,7 +174,8 @@ def distance(a, b, x):
 def assert_same(name, got, expected):
     """Two states agree: bit for bit where the method is exact, otherwise in what they compute at 8 bits or more."""
     if METHODS[name].exact:
-        jax.tree.map(np.testing.assert_array_equal, got, expected)
+        parts = lambda state: (state.params, state.quant, state.statistics)
+        jax.tree.map(np.testing.assert_array_equal, parts(got), parts(expected))
     else:
         assert distance(got, expected, inputs(3)) < 0.02
 
@@ -250,6 +251,18 @@ def test_a_grid_has_no_more_values_than_codes(name, bits, setting):
     kernel = compiled(name)(bits, *setting).params["block"]["fc1"]["kernel"]
     groups = np.concatenate(quant.to_groups(kernel, WEIGHTS[name].groups))
     assert 2 ** (bits - 1) < max(len(np.unique(group)) for group in groups) <= 2**bits
+
+
+@every(WEIGHTS)
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_integers_expand_to_the_floats(name, bits, setting):
+    state = compiled(name)(bits, *setting)
+    assert sorted(state.codes) == [f"block/{site}/kernel" for site in SITES]
+    packed = quant.pack(state.params, state.codes)
+    jax.tree.map(np.testing.assert_array_equal, quant.expand(packed), state.params)
+    for site in SITES:
+        kernel = packed["block"][site]["kernel"]
+        assert kernel.stream.nbytes == -(-np.prod(kernel.shape) * bits // 8)
 
 
 @every(METHODS)

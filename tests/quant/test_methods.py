@@ -71,47 +71,6 @@ def forward():
     return jax.jit(lambda params, x: Model().apply({"params": params}, x))
 
 
-<<<<<<< HEAD
-@pytest.fixture(scope="module")
-def quantized(setting):
-    """(method's name, bits) -> state, computed once."""
-    params, statistics = setting
-    done = {}
-
-    def get(name, bits):
-        if (name, bits) not in done:
-            transform, state = METHODS[name](bits), quant.State(params, {}, statistics)
-            transform.check(state, TOPOLOGY)
-            done[name, bits] = transform.apply(state, TOPOLOGY)
-        return done[name, bits]
-
-    return get
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_structure_shapes_and_dtypes_are_kept(setting, quantized, name):
-    describe = lambda tree: jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-    state = quantized(name, 4)
-    assert describe(state.params) == describe(setting[0])
-    assert describe(state.statistics) == describe(setting[1])
-
-
-@pytest.mark.parametrize("bits", range(2, 9))
-@pytest.mark.parametrize("name", METHODS)
-def test_the_integers_of_a_whole_result_expand_to_its_floats(quantized, name, bits):
-    state = quantized(name, bits)
-    assert sorted(state.codes) == sorted(
-        f"{path}/{site}/kernel" for path, block in TOPOLOGY.blocks() for site in block.sites
-    )
-    packed = quant.pack(state.params, state.codes)
-    jax.tree.map(np.testing.assert_array_equal, quant.expand(packed), state.params)
-    leaves = jax.tree.leaves(packed, is_leaf=lambda leaf: isinstance(leaf, quant.PackedKernel))
-    kernels = [leaf for leaf in leaves if isinstance(leaf, quant.PackedKernel)]
-    assert len(kernels) == 8
-    for kernel in kernels:
-        assert kernel.stream.nbytes == -(-np.prod(kernel.shape) * bits // 8)
-
-
 def test_a_transform_that_moves_kernels_drops_their_integers(setting):
     params, statistics = setting
     chained = quant.chain(quant.rtn(4), quant.smoothquant())
@@ -136,38 +95,6 @@ def test_a_scale_beside_a_kernel_is_kept_with_its_integers(setting):
         assert codes.sqnr == pytest.approx(10 * np.log10((exact**2).sum() / (noise**2).sum()), abs=1e-3)
 
 
-@pytest.mark.parametrize("name", METHODS)
-def test_error_falls_as_bits_rise_by_two(setting, quantized, forward, name):
-    x = inputs(3)
-    exact = forward(setting[0], x)
-    errors = [float(((forward(quantized(name, bits).params, x) - exact) ** 2).mean()) for bits in (2, 4, 6, 8)]
-    assert all(finer <= coarser * 1.01 for coarser, finer in zip(errors, errors[1:])), errors
-
-
-@pytest.mark.parametrize("none", [None, 16, 32])
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "smoothquant"])
-def test_no_bits_is_the_identity_bit_for_bit(setting, name, none):
-    params, statistics = setting
-    result = quant.quantize(METHODS[name](none), params, statistics, TOPOLOGY)["params"]
-    jax.tree.map(np.testing.assert_array_equal, result, params)
-
-
-@pytest.mark.parametrize("name", [name for name in METHODS if name != "omniquant"])
-def test_vmap_over_bits_equals_the_loop(setting, forward, name):
-    """Bit for bit where nothing is searched by a block's output, whose last digits depend on how it is batched."""
-    params, statistics = setting
-    run = jax.jit(lambda bits: METHODS[name](bits).apply(quant.State(params, {}, statistics), TOPOLOGY).params)
-    batched, x = jax.jit(jax.vmap(run))(jnp.array([3, 8])), inputs(3)
-    for index, bits in enumerate((3, 8)):
-        alone, together = run(jnp.int32(bits)), jax.tree.map(lambda leaf: leaf[index], batched)
-        if name.startswith("omse"):
-            jax.tree.map(np.testing.assert_array_equal, together, alone)
-        expected = forward(alone, x)
-        assert jnp.linalg.norm(forward(together, x) - expected) <= 0.05 * jnp.linalg.norm(expected)
-
-
-=======
->>>>>>> fbf25cb (Benchmarks of the methods and against Qwix; gradients of a range cannot be 0/0)
 @pytest.mark.parametrize("linear", [False, True])
 def test_smoothing_keeps_the_function_and_moves_the_statistics(setting, forward, linear):
     params, statistics = setting
