@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from tests.quick_jit import quick_jit
 from wmq_jax import quant
 from wmq_jax.quant import linen, paths
 from wmq_jax.quant.omniquant import OmniQuantSpec, block_loss, initial
@@ -196,6 +197,22 @@ def test_training_lowers_the_loss_of_the_block(setting):
     )
     for name, leaf in paths.named_leaves(gradient).items():
         assert jnp.isfinite(leaf).all() and (leaf != 0).any(), name
+
+
+def test_rounding_passes_the_gradient_of_the_float_block(setting):
+    """Straight-through: at 12 bits the gradient to the weights is nearly that without rounding."""
+    params, statistics = setting
+    sample = quant.block_statistics(statistics)["block_0"]
+    x, mask, part = sample.inputs, sample.mask(), params["block_0"]
+    learned = initial(part, {"qkv": jnp.ones(WIDTH), "fc1": jnp.ones(WIDTH)}, 0.5, BLOCK, TRAINING)
+    loss = lambda part: block_loss(learned, part, x, jnp.zeros_like(x), mask, 12, 12, BLOCK, TRAINING)
+    rounded, exact = (
+        quick_jit(jax.grad(loss))(part),
+        quick_jit(jax.grad(lambda p: (BLOCK.apply(p, x) ** 2).mean()))(part),
+    )
+    for site in BLOCK.sites:
+        got, expected = rounded[site]["kernel"], exact[site]["kernel"]
+        assert jnp.linalg.norm(got - expected) < 0.2 * jnp.linalg.norm(expected), site
 
 
 def test_nothing_is_compiled_twice_for_blocks_of_one_shape(setting):

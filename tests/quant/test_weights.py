@@ -51,6 +51,19 @@ def test_a_searched_range_clips_the_tails_of_normal_weights():
     assert error(quant.omse_grid) < 0.8 * error(WHOLE_RANGE)
 
 
+def test_learned_clipping_covers_the_learned_share_of_the_range():
+    groups = np.random.default_rng(0).normal(0.3, 1, size=(5, 2, 16)).astype(np.float32)
+    upper, lower = np.float32(1.0), np.float32(-0.5)
+    share = lambda factor: 1 / (1 + np.exp(-factor))
+    high, low = share(upper) * groups.max(-1, keepdims=True), share(lower) * groups.min(-1, keepdims=True)
+    symmetric = quant.lwc_grid(groups, 4, upper, lower)
+    np.testing.assert_allclose(symmetric.scale * 7, np.maximum(high, -low), rtol=1e-5)
+    np.testing.assert_array_equal(symmetric.zero_point, np.full_like(high, 7))
+    asymmetric = quant.lwc_grid(groups, 4, upper, lower, symmetric=False)
+    np.testing.assert_allclose(asymmetric.scale * 15, high - low, rtol=1e-5)
+    np.testing.assert_array_equal(asymmetric.zero_point, np.rint(-low / np.asarray(asymmetric.scale)))
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (7, 2), (8, 3), (2, 3, 4)])
 @pytest.mark.parametrize("group_size", [None, 1, 4, 9])
 def test_groups_go_back_to_the_kernel(shape, group_size):
