@@ -225,7 +225,7 @@ def _check_given(sweep: Sweep, given: Any, held_out: int) -> None:
 
 
 def _statistics(job: Quantization, workdir: Path, log: Log) -> dict[str, Any]:
-    """The statistics given, or of an earlier session in the folder, or new ones; {} where nothing asks for them."""
+    """The statistics given, or of an earlier start in the folder, or new ones; {} where nothing asks for them."""
     if job.statistics is not None:
         return job.statistics
     if not job.held_out and not quantized.needs_statistics(job.spec):
