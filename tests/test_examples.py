@@ -7,6 +7,8 @@ import pytest
 
 from examples import digits, lenet_nnx, mlp_tap, vit_linen
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {"vit_linen": vit_linen, "lenet_nnx": lenet_nnx, "mlp_tap": mlp_tap}
 

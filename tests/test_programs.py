@@ -5,6 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 TINY_TRAINING = {
     "model.encoder": dict(width=16, depth=1, heads=2, mlp_dim=32),

@@ -128,6 +128,7 @@ def start_of(recording, name, horizon):
     return np.concatenate([recording["warm_actions"], noise], axis=1)
 
 
+@pytest.mark.slow
 def test_gradient_descent(recording, planner, imagined, close):
     found = cases(recording, "actions_final")
     assert found

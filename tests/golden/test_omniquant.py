@@ -177,6 +177,7 @@ def test_released_initialisation(recording, network, biased, close):
             close(leaves[our_parameter(name)], recorded, atol=0, what=name)
 
 
+@pytest.mark.slow
 def test_networks_without_training(recording, network, biased, compared):
     """W4A8 after the released initialisation, by plain min-max on the recorded scales; see test_smoothquant.py."""
     config, params = biased

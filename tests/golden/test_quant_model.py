@@ -64,6 +64,7 @@ def quantize(network, settings):
     return quant.quantize(transform, network.params, statistics), spec
 
 
+@pytest.mark.slow
 def test_released_transforms(recording, network, compared):
     for case, settings in cases(recording).items():
         variables, _ = quantize(network, settings)

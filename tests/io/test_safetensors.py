@@ -42,5 +42,5 @@ def test_what_is_no_such_file(file, tmp_path):
 
 def test_the_missing_package_is_named(file, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ValueError, match=r"pip install 'wmq_jax\[safetensors\]'"):
+    with pytest.raises(ValueError, match="needs the safetensors package: pip install safetensors"):
         load_safetensors(file)

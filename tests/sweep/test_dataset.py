@@ -144,6 +144,7 @@ def test_stretches_of_real_episodes(data):
         next(dataset_rollouts(short, TINY, unit, LIMITS))
 
 
+@pytest.mark.slow
 def test_calibration_on_real_episodes_changes_the_static_ranges(prepare, data):
     """And nothing else: weights and dynamic quantizers do not depend on statistics."""
     changes = dict(dataset=str(data), variants="fp w8a8-tensor", planner__samples=6, planner__horizons="2")

@@ -81,6 +81,7 @@ def test_a_horizon_as_data_is_the_planner_built_for_it(prepare):
     assert mine == lines(long, build_engine(long), [cell for cell in long.cells() if cell.horizon == 2])
 
 
+@pytest.mark.slow
 def test_a_horizon_as_data_under_gradient_descent(prepare):
     changes = dict(planner__optimizer="gd", planner__objective="all", variants="fp w8a8-token", planner__seeds="0")
     long, short = prepare(**changes), prepare(**changes, planner__horizons="2")

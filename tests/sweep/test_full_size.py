@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 from wmq_jax import quantized
 from wmq_jax.checkpoints.native import abstract_params
@@ -11,6 +12,8 @@ from wmq_jax.models import WorldModel, official_config
 from wmq_jax.planning import CEMConfig, MPCConfig, Problem, make_objective, world_model
 from wmq_jax.sweep import Cell, cell_mesh, compile_engine, make_manifest, run_cells
 from wmq_jax.sweep.memory import Weights, choose_tile
+
+pytestmark = pytest.mark.slow
 
 HISTORY = 3
 

@@ -10,6 +10,8 @@ import pytest
 
 from wmq_jax.sweep.rows import from_line, row_key
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 
 

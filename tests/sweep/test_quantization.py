@@ -21,6 +21,8 @@ from wmq_jax.sweep import quantization
 from wmq_jax.sweep.preparation import planning_params
 from wmq_jax.sweep.run import build_engine
 
+pytestmark = pytest.mark.slow
+
 # Every method, both granularities of activations, groups that do not divide a width, modules that differ.
 VARIANTS = (
     "awq:w3g5",

@@ -50,6 +50,7 @@ def test_processes_share_a_folder(prepare, alone, tmp_path, order):
     assert len(journal) == len(set(journal)) == len(lines(alone))
 
 
+@pytest.mark.slow
 def test_references_and_noise_floor(prepare, alone, tmp_path):
     sweep = prepare(**SMALL, references=True, engine__noise_floor_tile=2)
     assert run(sweep, tmp_path)
@@ -85,6 +86,7 @@ def test_a_finished_folder_says_so(prepare, alone):
     assert sweeps.standing(sweep, sweeps.open_folder(sweep, alone)) == f"all 6 cells are done in {alone}"
 
 
+@pytest.mark.slow
 def test_methods_mix_in_one_run(prepare, alone, tmp_path):
     """Calibration collects what each method needs, and a variant's rows do not depend on which others there are."""
     names = "omse:w4a4-tensor smoothquant:w4a8-tensor awq:w4 omniquant:w3"

@@ -68,6 +68,7 @@ def test_layers_of_other_kinds_are_left_alone(module):
     assert check(module, X)
 
 
+@pytest.mark.slow
 def test_the_whole_decoder():
     module = make_decoder(DecoderConfig(channel=8, n_res_block=1, n_res_channel=4), width=6)
     assert not check(module, np.random.default_rng(2).normal(size=(2, 4, 6)).astype(np.float32))

@@ -119,6 +119,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("compiled_once")
 def test_killed_and_resumed_is_uninterrupted(converted, tmp_path, monkeypatch):
     config, params = converted
