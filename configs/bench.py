@@ -2,8 +2,8 @@
 
     python -m experiments.bench --config=configs/bench.py:small --out=benchmarks/cpu.json  # 15 minutes, 2 cores
     python -m experiments.bench --config=configs/bench.py:official --out=benchmarks/gpu.json   # on a GPU
-    python -m experiments.bench --config=configs/bench.py:methods --out=benchmarks/methods_cpu.json  # 9 minutes, 2 cores
-    python -m experiments.bench --config=configs/bench.py:qwix --out=benchmarks/qwix.json  # 3 minutes, 2 cores
+    python -m experiments.bench --config=configs/bench.py:methods --out=benchmarks/methods_cpu.json  # 9 minutes
+    python -m experiments.bench --config=configs/bench.py:qwix --out=benchmarks/qwix.json  # 3 minutes
 
 'official' measures a model of the official size (ViT-S/14 at 196 pixels, six predictor layers of width 404, history 3)
 with the study's planner, in float32, tf32 and bfloat16 matrix products against the peak of a large matrix product on

@@ -15,7 +15,7 @@ is the protocol of the study (arXiv 2602.02110): 300 samples, 30 elites, 10 step
 
 compares the five methods of the study at 3, 4, 6 and 8 bits, with and without groups, with activations in floating
 point, per tensor and per token, and with encoder and predictor apart: 81 variants on the episodes and the planner of
-'small', so about seven times its time.
+'small'.
 """
 
 import ml_collections

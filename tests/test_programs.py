@@ -16,10 +16,10 @@ TINY_TRAINING = {
     "model.decoder": dict(channel=8, n_res_block=1, n_res_channel=4),
     "data": dict(train=40, validation=6),
     "data.walk": dict(steps=10),
-    "encoder": dict(steps=2, chunk=2, batch=4, warmup=1, grid=8),
-    "predictor": dict(rounds=2, shard=20, batch=8, warmup=1),
-    "decoder": dict(steps=2, chunk=2, batch=2, warmup=1),
-    "validation": dict(rollouts=4, pictures=1, episodes=2, horizon=2, iterations=1),
+    "encoder": dict(steps=4, chunk=2, batch=4, warmup=1, grid=8),
+    "predictor": dict(rounds=3, shard=20, batch=8, warmup=1),
+    "decoder": dict(steps=4, chunk=2, batch=2, warmup=1),
+    "validation": dict(rollouts=4, pictures=1, episodes=2, horizon=2, iterations=2),
     "validation.planner": dict(samples=4, elites=2, steps=2),
 }
 

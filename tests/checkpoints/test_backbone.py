@@ -82,8 +82,8 @@ def test_published_sizes(width, registers):
         "pos_embed": np.broadcast_to(np.float32(0), (1, 1370, width)),
         "patch_embed.proj.weight": np.broadcast_to(np.float32(0), (width, 3, 14, 14)),
         "blocks.0.mlp.fc1.weight": np.broadcast_to(np.float32(0), (mlp_dim, width)),
-        f"blocks.{depth - 1}.norm1.weight": np.zeros(width),
     }
+    state |= {f"blocks.{i}.norm1.weight": np.zeros(width) for i in range(depth)}
     if registers:
         state["register_tokens"] = np.zeros((1, registers, width))
     # The variants with registers were released with interpolate_offset 0 and antialiasing.
@@ -106,3 +106,11 @@ def test_what_is_no_backbone_is_said(tmp_path):
     save_torch(tmp_path / "nested.pth", {"model": state})
     with pytest.raises(ValueError, match="nested.pth: a backbone file holds a dictionary of tensors"):
         load_backbone(tmp_path / "nested.pth")
+
+
+def test_blocks_without_a_gap_and_a_square_table_are_wanted():
+    state = weights_of(ViTConfig(width=8, depth=2, heads=2, mlp_dim=16, table_grid=3))
+    with pytest.raises(ValueError, match="no weights blocks.2, but blocks up to 99999999"):
+        backbone_config(state | {"blocks.99999999.x": np.zeros(1)}, "x_norm_patchtokens", heads=2)
+    with pytest.raises(ValueError, match="pos_embed has 12 positions, not 1 and a square grid"):
+        backbone_config(state | {"pos_embed": np.zeros((1, 12, 8))}, "x_norm_patchtokens", heads=2)

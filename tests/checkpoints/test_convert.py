@@ -173,8 +173,11 @@ def test_another_backbone_than_that_of_the_run_is_named(run, tmp_path):
 
 def test_settings_of_another_depth_are_named(run):
     file = run / "hydra.yaml"
-    file.write_text(file.read_text().replace("depth: 2", "depth: 1000000000"))
-    with pytest.raises(ValueError, match="predictor has 1000000000 layers, but it has 2"):
+    file.write_text(file.read_text().replace("depth: 2", "depth: 3"))
+    with pytest.raises(ValueError, match="predictor has 3 layers, but it has 2"):
+        load_official(run, run / "backbone.pth", heads=HEADS)
+    file.write_text(file.read_text().replace("depth: 3", "depth: 1000000000"))
+    with pytest.raises(ValueError, match="predictor.depth is 1000000000; numbers up to 8192 are accepted"):
         load_official(run, run / "backbone.pth", heads=HEADS)
 
 

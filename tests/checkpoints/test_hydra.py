@@ -70,8 +70,11 @@ def test_another_encoder_is_named():
         ("a: &x [1]\nb: [*x, *x]", "aliases"),
         ("a: [1", "no plain YAML"),
         ("- 1", "no YAML mapping"),
+        ("a: !!bool maybe", "no plain YAML"),
+        ('a: !!int ""', "no plain YAML"),
+        ("a: !!timestamp abc", "no plain YAML"),
         ("[" * 5000, "no plain YAML"),
-        ("a: " + "x" * 2_000_000, "2000003 characters"),
+        ("a: " + "x" * 2_000_000, "more than 1048576 characters"),
     ],
 )
 def test_yaml_that_is_refused(text, words, tmp_path, monkeypatch):

@@ -159,6 +159,8 @@ def test_names_that_are_not_listed_are_refused(tmp_path, module_name, name):
         (b"\x80\x02u.", "closes a group"),
         (b"\x80\x02}(K\x01u.", "key without a value"),
         (b"\x80\x02}(]K\x01u.", "dictionary key of type list"),
+        (b"\x80\x02}(K\x01K\x02\x86Nu.", "dictionary key of type tuple"),
+        (b"\x80\x02ctorch\ndevice\n(" + b"N" * 50 + b"tR.", "calls torch.device with arguments"),
         (b"\x80\x02}\x8a\x09" + bytes(8) + b"\x01Ns.", "dictionary key of type int"),
         (b"\x80\x02NK\x01a.", "appends to a NoneType"),
         (b"\x80\x02}K\x01R.", "calls a dict"),

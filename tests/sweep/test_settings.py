@@ -3,6 +3,7 @@
 import pytest
 
 from wmq_jax import sweep as sweeps
+from wmq_jax.cli import load_config
 from wmq_jax.envs import make_env
 from wmq_jax.envs.manifest import OFFSETS
 from wmq_jax.sweep import check_settings, make_manifest
@@ -128,3 +129,19 @@ def test_families_of_seeds_that_would_mix(seed):
 def test_seeds_out_of_range():
     with pytest.raises(ValueError, match="leaves the seeds 0..2147483647"):
         make_manifest(make_env("wall"), "evaluation", 10, 2**31 - 2)
+
+
+def test_the_comparison_of_methods_covers_the_study():
+    """Every method at its bits, with and without groups, at both granularities of activations, and modules apart."""
+    settings = check_settings(load_config("configs/wall.py:methods").to_dict())
+    variants = settings.variants
+    assert len({variant.text for variant in variants}) == len(variants) == 81
+    whole = [variant.predictor for variant in variants if variant.encoder == variant.predictor]
+    for method in ("rtn", "omse", "smoothquant", "awq", "omniquant"):
+        of = [spec for spec in whole if spec.method == method]
+        assert {(spec.weight_bits, spec.group_size) for spec in of} >= {
+            (b, g) for b in (3, 4, 6, 8) for g in (None, 32)
+        }
+        assert {spec.act_granularity for spec in of} == {None, "tensor", "token"}
+        assert any(v.encoder.method == method and v.predictor.method is None for v in variants)
+        assert any(v.predictor.method == method and v.encoder.method is None for v in variants)

@@ -1,8 +1,6 @@
 """A training configuration that is through in seconds."""
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from wmq_jax.cli import load_config
 
@@ -23,20 +21,3 @@ def tiny_config():
     config["validation"].update(rollouts=4, pictures=1, episodes=2, horizon=2, iterations=2)
     config["validation"]["planner"].update(samples=4, elites=2, steps=2)
     return config
-
-
-@pytest.fixture
-def compiled_once(tmp_path):
-    """Programs are compiled by the first run and loaded by the others."""
-    settings = {
-        "jax_compilation_cache_dir": str(tmp_path / "cache"),
-        "jax_persistent_cache_min_compile_time_secs": 0,
-        "jax_persistent_cache_min_entry_size_bytes": -1,
-    }
-    before = {name: getattr(jax.config, name) for name in settings}
-    for values in (settings, before):
-        for name, value in values.items():
-            jax.config.update(name, value)
-        compilation_cache.reset_cache()
-        if values is settings:
-            yield

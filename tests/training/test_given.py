@@ -120,7 +120,6 @@ class Killed(BaseException):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiled_once")
 def test_killed_and_resumed_is_uninterrupted(converted, tmp_path, monkeypatch):
     config, params = converted
     skip_stages(monkeypatch, "decoder")  # which takes half of the time

@@ -31,7 +31,6 @@ def without_times(summary):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("compiled_once")
 def test_resumed_is_uninterrupted(tiny_config, tmp_path):
     expected = start(tiny_config, tmp_path / "whole", lambda line: None)
     seen = set()

@@ -59,7 +59,8 @@ def load_backbone(source: str | os.PathLike | BinaryIO, name: str | None = None)
         state = load_safetensors(source)
     else:
         state = load_torch(source, name=name)
-    if not isinstance(state, dict) or not state or not all(isinstance(w, np.ndarray) for w in state.values()):
+    pairs = state.items() if isinstance(state, dict) else ()
+    if not pairs or not all(isinstance(name, str) and isinstance(w, np.ndarray) for name, w in pairs):
         raise ValueError(f"{name or source}: a backbone file holds a dictionary of tensors, and this one does not.")
     return original_names(state)
 
@@ -122,9 +123,14 @@ def backbone_config(state: Mapping[str, np.ndarray], feature: str, heads: int | 
         )
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
+    gap = next(i for i in range(len(blocks) + 1) if i not in blocks)
+    if gap < len(blocks):
+        raise ValueError(f"the backbone has no weights blocks.{gap}, but blocks up to {max(blocks)}.")
+    if positions != math.isqrt(max(positions - 1, 0)) ** 2 + 1 or positions < 2:
+        raise ValueError(f"the backbone's pos_embed has {positions} positions, not 1 and a square grid.")
     return ViTConfig(
         width=width,
-        depth=max(blocks) + 1,
+        depth=len(blocks),
         heads=heads or HEADS[width],
         mlp_dim=state["blocks.0.mlp.fc1.weight"].shape[0],
         patch=state["patch_embed.proj.weight"].shape[-1],

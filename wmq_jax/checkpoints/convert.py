@@ -12,6 +12,7 @@ import io as stdio
 import json
 import os
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +34,7 @@ from wmq_jax.models import WorldModelConfig
 
 UNUSED = "unused.npz"
 BESIDE = "wmq_jax.json"
+_LARGEST_BESIDE = 1 << 20  # characters
 # Of weights in a state dict of the whole model. A backbone file lacks the `base_model` of a run's encoder.
 _PREFIXES = {module: f"{module}." for module in MODULES} | {"encoder": "encoder.base_model."}
 _PLANNING = ("predictor", "proprio_encoder", "action_encoder")
@@ -147,12 +149,12 @@ def _read_beside(run: Place) -> dict[str, Any]:
         return {}
     with run.open(BESIDE) as file:
         try:
-            found = json.loads(file.read())
+            found = json.loads(file.read(_LARGEST_BESIDE))
             if found["normalizer"] is not None:
                 Normalizer.from_dict(found["normalizer"])
-            if not 1 <= found["encoder_heads"]:
-                raise ValueError("encoder_heads must be 1 or more")
-        except (ValueError, KeyError, TypeError) as error:
+            if type(found["encoder_heads"]) is not int or found["encoder_heads"] < 1:
+                raise ValueError("encoder_heads must be a whole number of 1 or more")
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{run.path}/{BESIDE} is damaged ({error})") from None
     return found
 
@@ -166,7 +168,9 @@ def _modules(content: Any, where: str) -> tuple[dict[str, dict[str, np.ndarray]]
         value = content.get(module)
         if isinstance(value, io.Module):
             weights[module], attributes[module] = dict(value.weights), value.attributes
-        elif isinstance(value, dict) and all(isinstance(w, np.ndarray) for w in value.values()):
+        elif isinstance(value, dict) and all(
+            isinstance(name, str) and isinstance(w, np.ndarray) for name, w in value.items()
+        ):
             weights[module], attributes[module] = dict(value), {}
         elif value is not None:
             raise ValueError(f"{where}: its {module} is neither a module nor a dictionary of tensors.")
@@ -285,7 +289,12 @@ def convert_run(model: OfficialModel, out: str | os.PathLike, normalizer: Normal
     metadata = {
         "env": hydra.environment(model.settings),
         "epoch": model.epoch,
-        "official": {"settings": _json(model.settings), "files": dict(model.files), "dtypes": dtypes},
+        "official": {
+            "settings": _json(model.settings),
+            "files": dict(model.files),
+            "dtypes": dtypes,
+            "unused": sorted(unused),
+        },
     }
     save_model(out, model.config, params, normalizer, metadata)
     buffer = stdio.BytesIO()
@@ -329,7 +338,8 @@ def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[
     source = load_model(model_path(str(checkpoint)))
     _check_official_form(source.config, str(checkpoint))
     official = source.metadata.get("official", {})
-    state = to_torch(source.params, source.config) | _load_unused(model_path(str(checkpoint)))
+    state = to_torch(source.params, source.config)
+    state |= _load_unused(model_path(str(checkpoint)), official.get("unused", []))
     state = {name: w.astype(np.dtype(official.get("dtypes", {}).get(name, w.dtype))) for name, w in state.items()}
     modules: dict[str, dict[str, np.ndarray]] = {}
     for name, weight in state.items():
@@ -383,11 +393,13 @@ def backbone_name(config: WorldModelConfig) -> str:
     return f"dinov2_vit{letters.get(width, width)}{config.encoder.patch}" + ("_reg" if config.encoder.registers else "")
 
 
-def _load_unused(checkpoint: Path) -> dict[str, np.ndarray]:
-    if not (checkpoint / UNUSED).is_file():
+def _load_unused(checkpoint: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
+    if not names:
         return {}
+    if not (checkpoint / UNUSED).is_file():
+        raise ValueError(f"{checkpoint} lacks {UNUSED} with {', '.join(names)}: convert it again.")
     try:
         with np.load(checkpoint / UNUSED, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
-    except (ValueError, OSError, EOFError, KeyError) as error:
+            return {name: file[name] for name in names}
+    except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
         raise ValueError(f"{checkpoint / UNUSED} is damaged ({error}).") from None

@@ -8,7 +8,8 @@ import yaml
 
 from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, WorldModelConfig
 
-_LARGEST = 1 << 20
+LARGEST = 1 << 20  # characters
+_LARGEST_SIZE = 8192
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -30,11 +31,12 @@ def read_hydra(text: str, where: str) -> dict[str, Any]:
     Raises:
       ValueError: it is no plain YAML mapping.
     """
-    if len(text) > _LARGEST:
-        raise ValueError(f"{where} has {len(text)} characters; settings of a run have at most {_LARGEST}.")
+    if len(text) > LARGEST:
+        raise ValueError(f"{where} has more than {LARGEST} characters; the settings of a run have fewer.")
     try:
         settings = yaml.load(text, _PlainLoader)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    # Constructors of explicit tags raise what they like (!!bool maybe: KeyError, !!int "": IndexError).
+    except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError, TypeError) as error:
         raise ValueError(f"{where} is no plain YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{where} is no YAML mapping of settings.")
@@ -53,6 +55,9 @@ def _setting(settings: Mapping[str, Any], path: str, kind: type | tuple[type, ..
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
         found = "is missing" if value is None else f"is {value!r}"
         raise ValueError(f"hydra.yaml: {path} must be a {names}, but {found}.")
+    # Sizes become loops and arrays before any weight is compared with them.
+    if isinstance(value, (int, float)) and not abs(value) <= _LARGEST_SIZE:
+        raise ValueError(f"hydra.yaml: {path} is {value}; numbers up to {_LARGEST_SIZE} are accepted.")
     return value
 
 
@@ -79,7 +84,8 @@ def backbone_file(settings: Mapping[str, Any]) -> str:
     name = _setting(settings, "encoder.name", str)
     if not re.fullmatch(r"\w+", name):
         raise ValueError(f"hydra.yaml: encoder.name must be letters, digits and underscores, not {name!r}.")
-    return f"{name}_pretrain.pth"
+    # Models with registers, dinov2_vits14_reg, are published as dinov2_vits14_reg4_pretrain.pth.
+    return f"{re.sub('_reg$', '_reg4', name)}_pretrain.pth"
 
 
 def model_config(

@@ -134,7 +134,9 @@ def is_unused(config: WorldModelConfig, name: str) -> bool:
     """Whether this is a weight that the original stores and its forward pass never reads."""
     if name == "encoder.base_model.mask_token":
         return True
-    return name.startswith("decoder.quantize_b.") and config.decoder is not None and not config.decoder.quantize
+    codebook = ("embed", "cluster_size", "embed_avg")
+    has_codebook = config.decoder is not None and not config.decoder.quantize
+    return has_codebook and name in {f"decoder.quantize_b.{part}" for part in codebook}
 
 
 def parameter_shapes(config: WorldModelConfig) -> dict[tuple[str, ...], tuple[int, ...]]:

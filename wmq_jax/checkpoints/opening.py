@@ -12,17 +12,22 @@ def model_path(name: str) -> Path:
     return bundled_model_path() if name == "bundled" else Path(name)
 
 
-def open_model(name: str, dataset: OfficialDataset | None) -> ModelCheckpoint:
+def open_model(name: str, dataset: OfficialDataset | None, env: str) -> ModelCheckpoint:
     """Loads a checkpoint; statistics that it was converted without are those of the data set.
 
     Args:
       name: `'bundled'`, or a folder.
       dataset: the official data set at hand, if any.
+      env: the environment that it is for.
 
     Raises:
-      FileNotFoundError, ValueError: it cannot be loaded (see `load_model`), or its statistics are unknown.
+      FileNotFoundError, ValueError: it cannot be loaded (see `load_model`), is a model of another environment, or its
+        statistics are unknown.
     """
     checkpoint = load_model(model_path(name))
+    made_for = checkpoint.metadata.get("env", env)
+    if made_for != env:
+        raise ValueError(f"checkpoint {name} is a model of {made_for}, but env.name is {env}")
     if checkpoint.normalizer is not None:
         return checkpoint
     if dataset is None:

@@ -7,6 +7,7 @@
 import os
 import re
 
+from wmq_jax.checkpoints import hydra
 from wmq_jax.io.place import Place, open_place
 
 SETTINGS = "hydra.yaml"
@@ -30,7 +31,7 @@ def settings_text(run: Place) -> str:
     """
     with run.open(SETTINGS) as file:
         try:
-            return file.read().decode("utf-8")
+            return file.read(hydra.LARGEST + 1).decode("utf-8")
         except UnicodeDecodeError:
             raise ValueError(f"{run.path}/{SETTINGS} is no text") from None
 

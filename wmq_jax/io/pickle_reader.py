@@ -16,6 +16,7 @@ from typing import Any
 _LONGEST_INTEGER = 16
 # Longer ones can be chosen to have equal hashes, and a dictionary of them takes for ever.
 _LARGEST_KEY = 1 << 60
+_MOST_ARGUMENTS = 32  # of a call; what is built here takes fewer than ten
 _KEYS = (str, float, bool, bytes, type(None))
 
 
@@ -194,6 +195,9 @@ class _Machine:
         args, function = self._pop(), self._pop()
         if not isinstance(function, Builder) or not isinstance(args, tuple):
             raise PickleError(f"its pickle calls a {type(function).__name__}, which is refused")
+        # Arguments are copied at every call, and a file may repeat a long tuple as often as it likes.
+        if len(args) > _MOST_ARGUMENTS:
+            raise PickleError(f"its pickle calls {function.name} with arguments that it does not take")
         try:
             self._push(function.build(*args))
         except TypeError:
@@ -225,10 +229,10 @@ def _pairs(values: list[Any]) -> dict[Any, Any]:
     """Keys and values in turn as a dictionary."""
     if len(values) % 2:
         raise PickleError("its pickle has a key without a value")
-    # Hashing a tuple recurses through it in C, without a limit: tuples of scalars only.
+    # No tuples: their hash recurses through them in C, and is the same in every process, so that a file could choose
+    # thousands of keys which collide.
     for key in values[::2]:
-        parts = key if isinstance(key, tuple) else (key,)
-        if not all(_is_key(part) for part in parts):
+        if not _is_key(key):
             raise PickleError(f"its pickle has a dictionary key of type {type(key).__name__}, which is refused")
     return dict(zip(values[::2], values[1::2]))
 

@@ -5,6 +5,7 @@ A path may lead into a zip file (`outputs.zip/wall_single`); only the files that
 
 import contextlib
 import dataclasses
+import lzma
 import os
 import shutil
 import tempfile
@@ -15,7 +16,15 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
 _OPENING_ERRORS = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError)
-_READING_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+_READING_ERRORS = (
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmq_jax.quant import grid, paths, weights
+from wmq_jax.quant import calibration, grid, paths, weights
 from wmq_jax.quant.block_inputs import capture, check_block_inputs, mean_over, sampled_inputs
 from wmq_jax.quant.equalization import check_topology, rescale, rescale_statistics
 from wmq_jax.quant.matrices import as_matrices, reshape_like
@@ -26,7 +26,7 @@ from wmq_jax.quant.transform import State, Transform, replace_block, unless_none
 
 PyTree = Any
 
-_SMALLEST_RATIO = 1e-4
+_SMALLEST_SCALE = 1e-4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +116,9 @@ def awq(
         ``grid_fn``.
 
     Raises (``check``):
-      ValueError: no topology, no sampled block input, a kernel whose inputs are not the channels of its tap (a
-        convolution's), NaN or infinity; the site is named.
+      ValueError: no topology, a ``scaled`` that matches no pair, no sampled block input, a block whose input has no
+        tokens, a kernel whose inputs are not the channels of its tap (a convolution's), NaN or infinity; the site is
+        named.
     """
     spec = AWQSpec(
         weights.WeightSpec(None, group_size, layout),
@@ -132,7 +133,14 @@ def awq(
 
     def check(state: State, topology: Topology | None = None) -> None:
         check_topology(state, topology, "awq")
+        first = sorted({pair.consumers[0] for _, block in topology.blocks() for pair in block.pairs})
+        if first and not any(spec.pairs(block) for _, block in topology.blocks()):
+            raise ValueError(f"awq: scaled={scaled!r} matches no pair; the first consumers are {', '.join(first)}")
         check_block_inputs(state, topology, "awq")
+        for path in topology.first_blocks():
+            shape = calibration.block_statistics(state.statistics)[path].inputs.shape
+            if len(shape) != 3:
+                raise ValueError(f"awq takes block inputs (samples, tokens, channels); those of '{path}' are {shape}")
 
     def apply(state: State, topology: Topology | None = None) -> State:
         statistics = state.statistics
@@ -202,7 +210,7 @@ def _search_scale(params, x, output, inputs, mask, bits, block: Block, pair: Pai
     magnitude = mean_over(mask, jnp.abs(inputs[pair.consumers[0]]))
 
     def scale_of(ratio):
-        scale = jnp.maximum(magnitude**ratio, _SMALLEST_RATIO)
+        scale = jnp.maximum(magnitude**ratio, _SMALLEST_SCALE)
         return scale / jnp.sqrt(scale.max() * scale.min())
 
     def loss_of(ratio):

@@ -52,6 +52,9 @@ def rescale(params: PyTree, pair: Pair, scale: jax.Array, shift: jax.Array | Non
       pair: its producer is not None.
       scale: (C,) positive.
       shift: (C,), or None for none. Consumers without a bias get one.
+
+    Raises:
+      ValueError: there is a shift, and the producer has no bias that could take it.
     """
     changed = {pair.producer: _divided(paths.subtree(params, pair.producer), pair, scale, shift)}
     for consumer in pair.consumers:
@@ -146,7 +149,10 @@ def _divided(producer: dict, pair: Pair, scale: jax.Array, shift: jax.Array | No
     gain, bias = (None if leaf is None else jnp.asarray(leaf) for leaf in (producer[_gain(pair)], producer.get("bias")))
     stop = pair.first + scale.shape[0]
     channels = (..., slice(pair.first, stop))
-    out = {**producer, _gain(pair): gain.at[channels].divide(scale.astype(gain.dtype))}
+    # In the precision of the scale, as the consumers take it, or the two would not cancel.
+    out = {**producer, _gain(pair): gain.at[channels].set((gain[channels] / scale).astype(gain.dtype))}
+    if bias is None and shift is not None:
+        raise ValueError(f"a shift needs a bias in its producer; '{pair.producer}' has none")
     if bias is not None:
         moved = bias[channels] if shift is None else bias[channels] - shift
         out["bias"] = bias.at[channels].set((moved / scale).astype(bias.dtype))

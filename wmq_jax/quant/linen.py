@@ -112,6 +112,8 @@ def observe(
             variables = {**variables, STATS: statistics}
         with observe_inputs(observer), observe_blocks(block_observer, blocks):
             _, updated = model.apply(variables, *batch, method=method, mutable=[STATS])
+        if STATS not in updated:
+            raise ValueError("the model calls no Dense, DenseGeneral, Einsum, Conv or named block: nothing to observe")
         return updated[STATS]
 
     return update

@@ -35,7 +35,11 @@ def minmax() -> Observer:
 
 
 def ema(rate: float = 0.01) -> Observer:
-    """A moving average of the ranges of calls: the first sets it, then ``m += rate * (call - m)``."""
+    """A moving average of the ranges of calls: the first sets it, then ``m += rate * (call - m)``.
+
+    Raises:
+      ValueError: the rate is not above 0 and at most 1.
+    """
     return _averaged(_range, rate)
 
 
@@ -43,7 +47,12 @@ def percentile(share: float = 0.99999, rate: float = 0.01) -> Observer:
     """A moving average, as of ``ema``, of the quantiles ``1 - share`` and ``share`` of calls.
 
     Quantiles are over all values of a call, with linear interpolation.
+
+    Raises:
+      ValueError: the share is not above 0.5 and at most 1, or the rate not above 0 and at most 1.
     """
+    if not 0.5 < share <= 1:
+        raise ValueError(f"percentile's share must be above 0.5 and at most 1 (0.999 for 99.9 %), not {share}")
 
     def quantiles(x):
         low, high = jnp.quantile(x.astype(jnp.float32), jnp.array([1 - share, share], jnp.float32))
@@ -82,7 +91,12 @@ def sequences(room: int, seed: int = 0) -> Observer:
 
     Calls may differ in the length of axis 1 (windows of 1, 2, 3 frames): shorter inputs are filled up with zeros at
     their end, which is exact for blocks in which nothing early sees anything late; see ``Sequences``.
+
+    Raises:
+      ValueError: there is no room.
     """
+    if room < 1:
+        raise ValueError(f"sequences need room for 1 or more inputs, not {room}")
 
     def empty(x):
         nothing = jnp.zeros(room, jnp.float32)
@@ -98,6 +112,8 @@ def sequences(room: int, seed: int = 0) -> Observer:
 
 def _averaged(range_of: Callable[[jax.Array], tuple[jax.Array, jax.Array]], rate: float) -> Observer:
     """A moving average of what ``range_of`` finds in each call."""
+    if not 0 < rate <= 1:
+        raise ValueError(f"the rate of a moving average must be above 0 and at most 1, not {rate}")
 
     def update(statistic: AverageRange, x: jax.Array) -> AverageRange:
         def step(average, found):

@@ -115,8 +115,12 @@ def omniquant(
         channels, a kernel whose inputs are not the channels of its tap (a convolution's), NaN or infinity; the site is
         named.
     """
-    if epochs < 0 or (epochs and optimizer is None):
+    if not isinstance(epochs, int) or epochs < 0 or (epochs and optimizer is None):
         raise ValueError(f"omniquant takes epochs of 0, or more with an optimizer; got {epochs} and {optimizer}")
+    if not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"omniquant's batch must be 1 or more samples, not {batch}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"omniquant's alpha must be 0..1, not {alpha}")
     limits = weights.RELEASED_SCALE_LIMITS if released else weights.SCALE_LIMITS
     spec = OmniQuantSpec(
         weights.WeightSpec(None, group_size, layout), epochs, batch, optimizer, limits, include_zero=not released
@@ -249,12 +253,8 @@ def _train(params, learned, x, target, mask, bits, act_bits, block: Block, spec:
 
     def step(carry, batch):
         learned, state = carry
+        learned = _positive(learned)
         chosen, count = batch
-        transform = {
-            name: {**moved, "scale": jnp.maximum(moved["scale"], SMALLEST_SCALE)}
-            for name, moved in learned[TRANSFORM].items()
-        }
-        learned = {**learned, TRANSFORM: transform}
         counted = mask[chosen] * count[:, None]
         loss, gradient = jax.value_and_grad(block_loss)(
             learned, params, x[chosen], target[chosen], counted, bits, act_bits, block, spec
@@ -264,7 +264,16 @@ def _train(params, learned, x, target, mask, bits, act_bits, block: Block, spec:
 
     schedule = (np.tile(order, (spec.epochs, 1)), np.tile(counts, (spec.epochs, 1)))
     (learned, _), losses = jax.lax.scan(step, (learned, spec.optimizer.init(learned)), schedule)
-    return learned, losses
+    return _positive(learned), losses
+
+
+def _positive(learned: PyTree) -> PyTree:
+    """What was learned, with scales that a step has taken to 0 or below at the smallest one."""
+    transform = {
+        name: {**moved, "scale": jnp.maximum(moved["scale"], SMALLEST_SCALE)}
+        for name, moved in learned[TRANSFORM].items()
+    }
+    return {**learned, TRANSFORM: transform}
 
 
 def _with_quantized_inputs(params, x, act_bits, block: Block, spec: OmniQuantSpec, rounding) -> jax.Array:

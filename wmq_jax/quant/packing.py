@@ -131,7 +131,8 @@ def expand_packed(packed: PackedKernel) -> jax.Array:
 
 def pack_bits(codes: np.ndarray, bits: int) -> np.ndarray:
     """uint8 stream of non-negative codes (any shape) of ``bits`` bits each, on the host."""
-    digits = (codes.reshape(-1, 1) >> np.arange(bits)) & 1
+    # Codes have at most 15 bits; wider integers would take four times the memory.
+    digits = (codes.astype(np.uint16).reshape(-1, 1) >> np.arange(bits, dtype=np.uint16)) & np.uint16(1)
     return np.packbits(digits.astype(np.uint8).reshape(-1), bitorder="little")
 
 

@@ -169,6 +169,10 @@ def _scan(params, inputs, states, handler):
         return out[:carries], (out[carries:], states)
 
     length = params["length"]
+    for name, state in states.items():
+        found = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(state) if jnp.ndim(leaf)} - {length}
+        if found:
+            raise ValueError(f"tap '{name}' lies in a scan of {length} iterations, but its state is of {min(found)}")
     states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (length,)) if jnp.ndim(leaf) == 0 else leaf, states)
     settings = {name: params[name] for name in ("length", "reverse", "unroll")}
     carry, (ys, states) = jax.lax.scan(step, inputs[first:last], (inputs[last:], states), **settings)

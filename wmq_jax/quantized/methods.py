@@ -12,7 +12,8 @@ import optax
 
 from wmq_jax import quant
 
-# The released study's strength of smoothing, and its only scaled pair: LayerNorm -> fc1.
+# The released study's strength of smoothing, and its only scaled pair: LayerNorm -> fc1. Otherwise AWQ is the original:
+# queries and keys are spared from clipping, and searches round to the grid that is used in the end.
 ALPHA = 0.5
 AWQ_SCALED = ".*fc1"
 # The released study runs OmniQuant without training, since its training fails; trained as repaired it earns its name.

@@ -135,7 +135,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
     if not 0 <= process < processes:
         raise ValueError(f"process must be 0..{processes - 1} (of {processes}), not {process}")
     dataset = open_dataset(settings.dataset) if settings.dataset else None
-    checkpoint = open_model(settings.checkpoint, dataset)
+    checkpoint = open_model(settings.checkpoint, dataset, settings.env["name"])
     if quantized.needs_qkv_bias(settings.variants):
         config_of_all, params = quantized.with_qkv_bias(checkpoint.config, checkpoint.params)
         checkpoint = dataclasses.replace(checkpoint, config=config_of_all, params=params)

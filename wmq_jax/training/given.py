@@ -59,10 +59,7 @@ def _open_checkpoint(
     own = sorted(name for name in overridden if name.startswith("model."))
     if own:
         raise ValueError(f"{own[0]} cannot be set beside init.checkpoint: {where} has its own sizes")
-    checkpoint = open_model(where, dataset)
-    env = checkpoint.metadata.get("env", config["env"]["name"])
-    if env != config["env"]["name"]:
-        raise ValueError(f"init.checkpoint {where} is a model of {env}, but env.name is {config['env']['name']}")
+    checkpoint = open_model(where, dataset, config["env"]["name"])
     config["model"] = checkpoint.config.to_dict()
     config["env"]["image_size"] = checkpoint.config.image_size
     return checkpoint
