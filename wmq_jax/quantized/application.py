@@ -29,9 +29,8 @@ def observe(config: WorldModelConfig, tokens: int = TOKENS, sequences: int = SEQ
       sequences: inputs sampled of the first block of encoder and predictor; 0: none.
     """
     blocks = topology(config).first_blocks() if sequences else ()
-    return linen.observe(
-        WorldModel(config), "rollout", quant.channel_ranges(tokens), blocks, quant.sequences(sequences)
-    )
+    sampled = quant.sequences(sequences) if sequences else None
+    return linen.observe(WorldModel(config), "rollout", quant.channel_ranges(tokens), blocks, sampled)
 
 
 def calibrate(
