@@ -1,15 +1,13 @@
 """Programs whose parts are tested elsewhere, run once as a user starts them."""
 
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.programs import program
+
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[1]
 TINY_TRAINING = {
     "model.encoder": dict(width=16, depth=1, heads=2, mlp_dim=32),
     "model.predictor": dict(depth=1, heads=2, dim_head=8, mlp_dim=32),
@@ -22,16 +20,6 @@ TINY_TRAINING = {
     "validation": dict(rollouts=4, pictures=1, episodes=2, horizon=2, iterations=2),
     "validation.planner": dict(samples=4, elites=2, steps=2),
 }
-
-
-def program(name, *arguments):
-    return subprocess.run(
-        [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
 
 
 def test_train_leaves_a_model_with_pictures_and_a_summary_and_is_then_done(tmp_path):

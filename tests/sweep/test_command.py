@@ -5,13 +5,13 @@ import os
 import socket
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
+from tests.programs import ROOT, program
+
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 SMALL = [
     "--config=configs/wall.py:small",
     "--config.variants=w4 w8a8-tensor",
@@ -25,14 +25,7 @@ SMALL = [
 
 
 def sweep(*arguments, **kwargs):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.sweep", *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        **kwargs,
-    )
+    return program("sweep", *arguments, **kwargs)
 
 
 @pytest.fixture(scope="module")

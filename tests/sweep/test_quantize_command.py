@@ -1,14 +1,11 @@
 """The command that quantizes a checkpoint, as a user meets it."""
 
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
+
+from tests.programs import program
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parents[2]
 SMALL = [
     "--config=configs/quantize.py:small",
     "--config.variant=w4g8a8-token",
@@ -22,8 +19,7 @@ SMALL = [
 
 
 def quantize(*arguments):
-    command = [sys.executable, "-m", "experiments.quantize", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    return program("quantize", *arguments)
 
 
 def test_what_it_prints_and_leaves_and_says_the_second_time(checkpoint, tmp_path):

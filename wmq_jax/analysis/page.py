@@ -68,14 +68,17 @@ def page(title: str, parts: Iterable[str]) -> str:
 
 
 def heading(text: str, level: int = 2) -> str:
+    """A heading of level 2 (a section) or 3."""
     return f"<h{level}>{html.escape(text)}</h{level}>"
 
 
 def paragraph(text: str, kind: str = "") -> str:
+    """A paragraph, of a style class if one is given."""
     return f"<p{_class(kind)}>{html.escape(text)}</p>"
 
 
 def bullets(texts: Iterable[str]) -> str:
+    """A list with an item a text."""
     return "<ul>" + "".join(f"<li>{html.escape(text)}</li>" for text in texts) + "</ul>"
 
 
@@ -121,6 +124,7 @@ def table(
 
 
 def definitions(pairs: Iterable[tuple[str, str]]) -> str:
+    """A list of (term, text)."""
     return (
         "<dl>" + "".join(f"<dt>{html.escape(term)}</dt><dd>{html.escape(text)}</dd>" for term, text in pairs) + "</dl>"
     )
@@ -132,6 +136,7 @@ def details(title: str, content: str) -> str:
 
 
 def preformatted(text: str) -> str:
+    """Text as it stands, in a fixed width."""
     return f"<pre>{html.escape(text)}</pre>"
 
 

@@ -27,6 +27,7 @@ _REFERENCE_STYLE = {"true simulator": "--", "random actions": ":"}
 
 
 def survival_size(comparison: Comparison) -> tuple[float, float]:
+    """Width and height that `draw_survival` is made for, in inches."""
     return 6.5 + _names_width(comparison), 1.0 + _ROW * len(_drawn(comparison))
 
 
@@ -53,6 +54,7 @@ def draw_survival(fig: "Figure", comparison: Comparison) -> None:
 
 
 def curves_size(comparison: Comparison) -> tuple[float, float]:
+    """Width and height that `draw_curves` is made for, in inches."""
     rows, columns = _grid(len(_drawn(comparison)))
     lines = max(1 + line.name.count(", ") for line in _drawn(comparison))
     return 2.05 * columns, 0.6 + (1.5 + 0.15 * lines) * rows
@@ -130,6 +132,7 @@ def draw_size(fig: "Figure", comparison: Comparison) -> None:
 
 
 def alignment_size(comparison: Comparison) -> tuple[float, float]:
+    """Width and height that `draw_alignment` is made for, in inches."""
     return 8.3 + _names_width(comparison), 1.35 + _ROW * len(_drawn(comparison))
 
 
@@ -177,6 +180,7 @@ def draw_alignment(fig: "Figure", comparison: Comparison, aligned: Mapping[str, 
 
 
 def scatter_size(names: Sequence[str]) -> tuple[float, float]:
+    """Width and height that `draw_scatter` is made for, in inches."""
     return 0.7 + 2.1 * len(names), 4.9
 
 

@@ -8,7 +8,7 @@ from wmq_jax.io.checksum import check_sha256, sha256_of
 from wmq_jax.io.safetensors_file import load_safetensors
 from wmq_jax.io.torch_file import Module, Opaque, TorchFileError, load_torch
 from wmq_jax.io.torch_writer import save_torch
-from wmq_jax.io.workdir import adopt_config, locked
+from wmq_jax.io.workdir import adopt_config, locked, make_workdir
 
 __all__ = [
     "Module",
@@ -20,6 +20,7 @@ __all__ = [
     "load_safetensors",
     "load_torch",
     "locked",
+    "make_workdir",
     "save_torch",
     "sha256_of",
     "write_bytes",

@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,26 @@ from typing import Any
 from wmq_jax.io.atomic import write_json
 
 CONFIG = "config.json"
+
+
+def make_workdir(path: str | os.PathLike, inside: str = "") -> Path:
+    """The folder, made where it is missing, with a folder in it that is written to.
+
+    Args:
+      path: of the folder.
+      inside: name of the folder in it; "" for itself.
+
+    Raises:
+      ValueError: it cannot be made or written.
+    """
+    path = Path(path)
+    try:
+        (path / inside).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"workdir {path} cannot be created: {error.strerror}") from None
+    if not os.access(path / inside, os.W_OK):
+        raise ValueError(f"workdir {path} is not writable")
+    return path
 
 
 def adopt_config(workdir: Path, config: Mapping[str, Any], must_match: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from wmq_jax import quant, quantized
 from wmq_jax.checkpoints.native import save_model
 from wmq_jax.envs.manifest import make_manifest
-from wmq_jax.io import adopt_config, sha256_of, write_bytes, write_json
+from wmq_jax.io import adopt_config, make_workdir, sha256_of, write_bytes, write_json
 from wmq_jax.models import WorldModel
 from wmq_jax.sweep.devices import use_compilation_cache
 from wmq_jax.sweep.preparation import Sweep, planning_params, prepare
@@ -112,13 +112,7 @@ def open_workdir(job: Quantization, workdir: str | os.PathLike | None = None) ->
     Raises:
       ValueError: it cannot be written, or holds the result of another config.
     """
-    workdir = default_workdir(job.sweep.settings.name, job.spec) if workdir is None else Path(workdir)
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"workdir {workdir} cannot be created: {error.strerror}") from None
-    if not os.access(workdir, os.W_OK):
-        raise ValueError(f"workdir {workdir} is not writable")
+    workdir = make_workdir(default_workdir(job.sweep.settings.name, job.spec) if workdir is None else workdir)
     adopt_config(workdir, job.config, _IDENTITY)
     use_compilation_cache(workdir.absolute() / "compilation_cache")
     return workdir

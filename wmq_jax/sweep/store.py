@@ -9,10 +9,9 @@ import contextlib
 import json
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
-from wmq_jax.io import append_line, locked, write_text
+from wmq_jax.io import append_line, locked, make_workdir, write_text
 from wmq_jax.sweep.rows import from_line, row_key, to_line
 
 
@@ -28,14 +27,8 @@ class ResultsFolder:
     """
 
     def __init__(self, path: str | os.PathLike, process: int = 0):
-        self.path = Path(path)
+        self.path = make_workdir(path, "journal")
         self.process = process
-        try:
-            (self.path / "journal").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(f"workdir {self.path} cannot be created: {error.strerror}") from None
-        if not os.access(self.path / "journal", os.W_OK):
-            raise ValueError(f"workdir {self.path} is not writable")
 
     def locked(self) -> contextlib.AbstractContextManager[None]:
         """Keeps a second run with this process number out of the folder; see :func:`wmq_jax.io.locked`."""

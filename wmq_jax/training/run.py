@@ -44,11 +44,9 @@ def open_workdir(workdir: str | Path, config: Mapping[str, Any], provenance: Map
     """Creates the folder of a run, or checks that an existing one belongs to the same config.
 
     Raises:
-      ValueError: the folder holds a run of another config; the message names a field that differs.
-      OSError: the folder cannot be written.
+      ValueError: the folder cannot be written, or holds a run of another config, of which a differing field is named.
     """
-    workdir = Path(workdir).absolute()
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = io.make_workdir(Path(workdir).absolute())
     io.adopt_config(workdir, {"config": dict(config), **provenance}, ("config",))
     return workdir
 
