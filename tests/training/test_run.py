@@ -101,5 +101,5 @@ def test_what_an_earlier_start_left_is_checked(tiny_config, tmp_path):
 
 def test_a_workdir_that_is_a_file_is_an_error(tiny_config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="^workdir .*/file cannot be created: File exists$"):
         training.open_workdir(tmp_path / "file", tiny_config, PROVENANCE)
