@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 
+import jax
 import pytest
 
 _CACHE = "JAX_COMPILATION_CACHE_DIR"
@@ -21,6 +22,13 @@ from wmq_jax.sweep.devices import configure  # noqa: E402
 configure(devices=2)
 
 _KEY = "golden"
+
+
+def pytest_configure(config):
+    """The everyday suite compiles with less optimisation, in half the time; the whole one as users do."""
+    if "not slow" in config.option.markexpr:
+        os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # of the commands under test
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 def pytest_collection_modifyitems(items):

@@ -313,6 +313,7 @@ def convert(*arguments):
     )
 
 
+@pytest.mark.slow
 def test_the_command(run, tmp_path):
     files = f"--run_dir={run}", f"--backbone={run / 'backbone.pth'}", f"--encoder_heads={HEADS}"
     there = convert(*files, f"--out={tmp_path / 'ours'}", f"--sha256={sha256_of(run / 'backbone.pth')}")

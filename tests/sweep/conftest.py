@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from configs import wall
+from tests.quick_jit import quick_compilation
 from wmq_jax import sweep as sweeps
 from wmq_jax.checkpoints.native import save_model
 from wmq_jax.data import Normalizer
@@ -24,6 +25,13 @@ TINY = WorldModelConfig(
     proprio_emb_dim=4,
     action_emb_dim=4,
 )
+
+
+@pytest.fixture
+def quickly():
+    """For tests of what rounding does not decide."""
+    with quick_compilation():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -56,6 +56,7 @@ def test_a_row_depends_on_its_cell_alone(full):
         assert lines(sweep, engine, [cell]) == {cell: rows[cell]}
 
 
+@pytest.mark.slow
 def test_devices_and_tiles_per_call_do_not_change_rows(full, prepare):
     _, engine, rows = full
     assert engine.tiles == 4, "the test needs two devices"
@@ -64,6 +65,7 @@ def test_devices_and_tiles_per_call_do_not_change_rows(full, prepare):
     assert lines(one, build_engine(one), one.cells()) == rows
 
 
+@pytest.mark.slow
 def test_other_variants_do_not_change_rows(full, prepare):
     _, _, rows = full
     sweep = prepare(variants="w4 encoder=w3g8 w8a8-tensor predictor=w2")
@@ -73,6 +75,7 @@ def test_other_variants_do_not_change_rows(full, prepare):
         assert old and old == sorted(row for row in mine.values() if f'"{name}"' in row)
 
 
+@pytest.mark.slow
 def test_a_horizon_as_data_is_the_planner_built_for_it(prepare):
     variants = "fp w4 w8a8-tensor w3a4-token"
     long, short = prepare(variants=variants), prepare(variants=variants, planner__horizons="2")
@@ -95,6 +98,7 @@ def test_a_horizon_as_data_under_gradient_descent(prepare):
         np.testing.assert_allclose(*numbers, rtol=1e-3)
 
 
+@pytest.mark.usefixtures("quickly")
 def test_compilations_do_not_grow(prepare):
     def compilations(**changes):
         sweep = prepare(**changes)
@@ -115,6 +119,7 @@ def test_compilations_do_not_grow(prepare):
     assert more == few
 
 
+@pytest.mark.usefixtures("quickly")
 def test_one_program_plans_them_all(prepare):
     """Whatever is compiled beside it: the planner itself is compiled once."""
     sweep = prepare(variants="fp w4 w8a8-tensor w3a4-token", planner__horizons="1 3")
@@ -153,6 +158,7 @@ def test_a_single_cell_is_one_plan_a_call(full):
     assert all(call.plans == 1 for call in run_cells(engine, sweep.cells()[:1]))
 
 
+@pytest.mark.slow
 def test_larger_tiles_compute_the_same_cells(full, prepare):
     """Rounding differs between tile sizes; where every cell starts does not, nor does a cell depend on its partner."""
     _, _, rows = full
@@ -169,6 +175,7 @@ def test_larger_tiles_compute_the_same_cells(full, prepare):
     np.testing.assert_allclose(*costs, rtol=0.05)
 
 
+@pytest.mark.usefixtures("quickly")
 def test_warm_starts_shift_the_rest_of_the_plan(prepare):
     sweep = prepare(planner__executed=1, planner__horizons="3", variants="fp", planner__seeds="0")
     engine = build_engine(sweep)

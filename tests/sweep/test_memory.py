@@ -9,6 +9,7 @@ from wmq_jax.sweep.run import build_engine
 NONE = memory.Weights(0, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("samples", [64, 512])
 def test_estimate_is_of_the_right_size(prepare, samples):
     """Within a factor of three of XLA's own figure for the temporaries of one tile."""

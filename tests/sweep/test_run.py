@@ -5,10 +5,14 @@ import json
 import jax
 import pytest
 
+from tests.quick_jit import quick_compilation
 from wmq_jax import sweep as sweeps
 from wmq_jax.sweep.rows import from_line, row_key
 
 SMALL = dict(variants="w8a8-tensor", planner__seeds="0", planner__horizons="2")
+
+
+pytestmark = pytest.mark.usefixtures("quickly")
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +38,8 @@ def lines(path, name="rows.jsonl"):
 def alone(prepare, tmp_path_factory):
     """A finished sweep of one process."""
     path = tmp_path_factory.mktemp("alone")
-    assert run(prepare(**SMALL), path)
+    with quick_compilation():
+        assert run(prepare(**SMALL), path)
     return path
 
 
@@ -65,6 +70,7 @@ def test_references_and_noise_floor(prepare, alone, tmp_path):
         assert a["initial_cost"] == pytest.approx(b["initial_cost"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_layout_and_extras_may_change_on_resuming(prepare, alone):
     before = lines(alone)
     assert run(prepare(**SMALL, engine__devices=1, engine__tiles_per_call=3, pictures=1), alone)

@@ -76,6 +76,7 @@ def advance(problem: Problem, table: Any, episodes: Episodes, work: Work) -> tup
         noise = step_noise(problem, episode_key(seed, name), state.iteration)
         return mpc_iteration(problem, variables, state, goal, noise, horizon)
 
+    @jax.jit  # traced once for both branches below
     def plan_tile(tile: Work):
         variables = jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, tile.variant, keepdims=False), table)
         run = functools.partial(cell, variables, tile.horizon)
