@@ -2,14 +2,11 @@
 
 import pickle
 import shutil
-import sys
-import types
-import zipfile
 
 import numpy as np
 import pytest
 
-from tests.data.official_files import SIDE, N, T, floats, make_maze, make_pusht, make_wall, write
+from tests.data.official_files import SIDE, N, T, floats, make_maze, make_pusht, make_wall, write, zipped
 from wmq_jax.data import open_dataset, wall_parts
 from wmq_jax.data.official import fixed_normalizer
 from wmq_jax.io import save_torch
@@ -18,15 +15,6 @@ from wmq_jax.io import save_torch
 @pytest.fixture
 def wall(tmp_path):
     return make_wall(tmp_path / "wall_single")
-
-
-def zipped(folder, above):
-    path = folder.parent / f"{folder.name}.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for member in folder.rglob("*"):
-            if member.is_file():
-                file.write(member, f"{above}{member.relative_to(folder).as_posix()}")
-    return path
 
 
 @pytest.mark.parametrize("where", ["folder", "parent", "zip", "zip of one above", "path into a zip"])
@@ -92,53 +80,6 @@ def test_pusht(tmp_path, lengths):
         split = dataset.split()
         assert (len(split.train), len(split.valid)) == ((N, 0) if part == "train" else (0, N))
         assert dataset.extras["shape"][2] == ("L" if part == "val" else "T")
-
-
-def test_videos_need_a_package(tmp_path, monkeypatch):
-    make_pusht(tmp_path / "pusht_noise" / "train")
-    dataset = open_dataset(tmp_path / "pusht_noise")
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r"episode_001.mp4: decoding videos needs PyAV: pip install av"):
-        dataset.frames(1)
-
-
-class _FakeVideos(types.ModuleType):
-    """What is used of PyAV: a video of `frames` grey images."""
-
-    FFmpegError = OSError
-
-    def __init__(self, frames):
-        super().__init__("av")
-        self._frames = frames
-
-    def open(self, file):
-        assert file.read() == b"video"
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
-
-    def decode(self, video):
-        image = np.zeros((SIDE, SIDE, 3), np.uint8)
-        return (types.SimpleNamespace(to_ndarray=lambda format, i=i: image + i) for i in range(self._frames))
-
-
-@pytest.mark.parametrize("as_zip", [False, True])
-def test_frames_of_videos(tmp_path, monkeypatch, as_zip):
-    make_pusht(tmp_path / "pusht_noise" / "train")
-    path = tmp_path / "pusht_noise"
-    dataset = open_dataset(zipped(path, "pusht_noise/") if as_zip else path)
-    monkeypatch.setitem(sys.modules, "av", _FakeVideos(T))
-    assert dataset.frames(1, [0, 11])[:, 0, 0, 0].tolist() == [0, 11]
-    monkeypatch.setitem(sys.modules, "av", _FakeVideos(3))
-    with pytest.raises(ValueError, match="has 3 frames, but the episode has 7 steps"):
-        dataset.frames(1)
-    monkeypatch.setitem(sys.modules, "av", _FakeVideos(0))
-    with pytest.raises(ValueError, match="video without frames"):
-        dataset.frames(1)
 
 
 @pytest.mark.parametrize("payload", [("os", "system"), ("builtins", "eval"), ("numpy", "load")])

@@ -6,6 +6,7 @@ from typing import Any
 
 import yaml
 
+from wmq_jax.io.wording import plain, quoted
 from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, WorldModelConfig
 
 LARGEST = 1 << 20  # characters
@@ -37,7 +38,7 @@ def read_hydra(text: str, where: str) -> dict[str, Any]:
         settings = yaml.load(text, _PlainLoader)
     # Constructors of explicit tags raise what they like (!!bool maybe: KeyError, !!int "": IndexError).
     except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError, TypeError) as error:
-        raise ValueError(f"{where} is no plain YAML: {' '.join(str(error).split())}.") from None
+        raise ValueError(f"{where} is no plain YAML: {plain(' '.join(str(error)[:1000].split()), 200)}.") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{where} is no YAML mapping of settings.")
     return settings
@@ -53,11 +54,11 @@ def _setting(settings: Mapping[str, Any], path: str, kind: type | tuple[type, ..
     # A truth value is a whole number to Python.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        found = "is missing" if value is None else f"is {value!r}"
+        found = "is missing" if value is None else f"is {quoted(value)}"
         raise ValueError(f"hydra.yaml: {path} must be a {names}, but {found}.")
     # Sizes become loops and arrays before any weight is compared with them.
     if isinstance(value, (int, float)) and not abs(value) <= _LARGEST_SIZE:
-        raise ValueError(f"hydra.yaml: {path} is {value}; numbers up to {_LARGEST_SIZE} are accepted.")
+        raise ValueError(f"hydra.yaml: {path} is {quoted(value)}; numbers up to {_LARGEST_SIZE} are accepted.")
     return value
 
 
@@ -65,7 +66,7 @@ def _target(settings: Mapping[str, Any], part: str, accepted: tuple[str, ...]) -
     """The class name that a part is made from."""
     name = _setting(settings, f"{part}._target_", str).rsplit(".", 1)[-1]
     if name not in accepted:
-        raise ValueError(f"hydra.yaml: {part}._target_ names {name}; accepted: {', '.join(accepted)}.")
+        raise ValueError(f"hydra.yaml: {part}._target_ names {plain(name)}; accepted: {', '.join(accepted)}.")
     return name
 
 
@@ -83,7 +84,7 @@ def backbone_file(settings: Mapping[str, Any]) -> str:
     """Name of the file that the backbone is published in."""
     name = _setting(settings, "encoder.name", str)
     if not re.fullmatch(r"\w+", name):
-        raise ValueError(f"hydra.yaml: encoder.name must be letters, digits and underscores, not {name!r}.")
+        raise ValueError(f"hydra.yaml: encoder.name must be letters, digits and underscores, not {quoted(name)}.")
     # Models with registers, dinov2_vits14_reg, are published as dinov2_vits14_reg4_pretrain.pth.
     return f"{re.sub('_reg$', '_reg4', name)}_pretrain.pth"
 
@@ -105,7 +106,7 @@ def model_config(
     name = _setting(settings, "encoder.name", str)
     if name.endswith("_reg") != bool(encoder.registers):
         raise ValueError(
-            f"hydra.yaml names the backbone {name}, but the one given has {encoder.registers} register tokens."
+            f"hydra.yaml names the backbone {plain(name)}, but the one given has {encoder.registers} register tokens."
         )
     if not _setting(settings, "has_predictor", bool, True):
         raise ValueError("hydra.yaml: the run has no predictor (has_predictor is false), so it cannot plan.")

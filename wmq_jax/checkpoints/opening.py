@@ -5,6 +5,7 @@ from pathlib import Path
 
 from wmq_jax.checkpoints.native import ModelCheckpoint, bundled_model_path, load_model
 from wmq_jax.data import OfficialDataset
+from wmq_jax.io.wording import plain
 
 
 def model_path(name: str) -> Path:
@@ -27,7 +28,7 @@ def open_model(name: str, dataset: OfficialDataset | None, env: str) -> ModelChe
     checkpoint = load_model(model_path(name))
     made_for = checkpoint.metadata.get("env", env)
     if made_for != env:
-        raise ValueError(f"checkpoint {name} is a model of {made_for}, but env.name is {env}")
+        raise ValueError(f"checkpoint {name} is a model of {plain(made_for)}, but env.name is {env}")
     if checkpoint.normalizer is not None:
         return checkpoint
     if dataset is None:

@@ -103,7 +103,7 @@ class OfficialDataset:
         name = f"obses/episode_{episode:03d}.{suffix}"
         where = f"{self.place.path}/{name}"
         with self.place.open(name) as file:
-            frames = read_video(file, where) if suffix == "mp4" else load_torch(file, name=where)
+            frames = read_video(file, where, self.lengths[episode]) if suffix == "mp4" else load_torch(file, name=where)
         frames = _channel_last(frames, where)
         if len(frames) < self.lengths[episode]:
             raise ValueError(f"{where} has {len(frames)} frames, but the episode has {self.lengths[episode]} steps")

@@ -5,6 +5,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from wmq_jax.io.pickle_reader import PickleError, StandIn, read_pickle, stand_in
+from wmq_jax.io.wording import quoted
 
 _NUMPY = {
     (module, name): stand_in(f"numpy.{name}")
@@ -37,7 +38,7 @@ def load_plain_pickle(file: BinaryIO, name: str) -> Any:
 def _resolve(module: str, name: str) -> Any:
     if (module, name) in _NUMPY:
         return _NUMPY[module, name]
-    raise PickleError(f"it asks for {f'{module}.{name}'[:200]!r}, which is refused: nothing in a file may run")
+    raise PickleError(f"it asks for {quoted(f'{module}.{name}', 200)}, which is refused: nothing in a file may run")
 
 
 def _plain(value: Any) -> Any:
