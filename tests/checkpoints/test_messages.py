@@ -54,9 +54,9 @@ def read_settings(text):
 
 def test_damaged_settings(run):
     text, draw, refused = run[0], random.Random(0), 0
-    for _ in range(1500):
+    for _ in range(600):
         refused += refusal(read_settings, mutated(text.encode(), draw).decode("latin-1")) is not None
-    assert refused > 300
+    assert refused > 100
 
 
 @pytest.mark.parametrize("field", ["DinoV2Encoder", "dinov2_vits14", "ViTPredictor", "VQVAE", "x_norm_patchtokens"])
@@ -66,9 +66,10 @@ def test_settings_with_hostile_strings(run, field):
     refusal(read_settings, text.replace('models.dino."', '"'))
 
 
-@pytest.mark.parametrize(
-    "value", ["!!binary AAAA", "[" + "a, " * 90000 + "]", "0x" + "f" * 90000, '"\\e[2J"', "!<%s> 1"]
-)
+VALUES = ["!!binary AAAA", "[" + "a, " * 9000 + "]", "0x" + "f" * 90000, '"\\e[2J"', "!<%s> 1"]
+
+
+@pytest.mark.parametrize("value", VALUES, ids=["bytes", "list", "integer", "escape", "tag"])
 def test_settings_with_hostile_values(run, value):
     message = refusal(read_settings, run[0].replace("depth: 2", f"depth: {value.replace('%s', 'tag:' + 'y' * 90000)}"))
     assert message is not None
