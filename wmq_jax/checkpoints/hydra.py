@@ -8,6 +8,7 @@ import yaml
 
 from wmq_jax.io.wording import plain, quoted
 from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, WorldModelConfig
+from wmq_jax.models.config import FEATURES
 
 LARGEST = 1 << 20  # characters
 _LARGEST_SIZE = 8192
@@ -74,10 +75,13 @@ def encoder_feature(settings: Mapping[str, Any]) -> str:
     """Which of the backbone's outputs the run uses.
 
     Raises:
-      ValueError: its encoder is not DINOv2.
+      ValueError: its encoder is not DINOv2, or has no such output.
     """
     _target(settings, "encoder", ("DinoV2Encoder",))
-    return _setting(settings, "encoder.feature_key", str)
+    feature = _setting(settings, "encoder.feature_key", str)
+    if feature not in FEATURES:
+        raise ValueError(f"hydra.yaml: encoder.feature_key is {quoted(feature)}; accepted: {', '.join(FEATURES)}.")
+    return feature
 
 
 def backbone_file(settings: Mapping[str, Any]) -> str:

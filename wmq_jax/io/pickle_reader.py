@@ -265,6 +265,7 @@ _HANDLERS: dict[bytes, Callable[[_Machine], None]] = {
     b"B": lambda m: m._push(m._take(m._number("<I"))),
     b"C": lambda m: m._push(m._take(m._number("<B"))),
     b"\x8e": lambda m: m._push(m._take(m._number("<Q"))),
+    b"\x96": lambda m: m._push(m._take(m._number("<Q"))),  # BYTEARRAY8, which nobody here changes
     b"q": lambda m: m._put(m._number("<B")),
     b"r": lambda m: m._put(m._number("<I")),
     b"\x94": lambda m: m._put(len(m._memo)),
