@@ -30,8 +30,8 @@ def read_video(file: BinaryIO, name: str, count: int) -> np.ndarray:
     except ImportError:
         raise ValueError(f"{name}: decoding videos needs PyAV: pip install av") from None
     try:
-        # The format is not guessed: others, such as playlists, name further files to open. Titles are nobody's concern.
-        with av.open(file, format="mp4", metadata_errors="ignore") as container:
+        # The format is not guessed: others, such as playlists, name further files to open.
+        with av.open(file, format="mp4") as container:
             codec = container.streams.video[0].codec_context
             if codec is None:
                 raise ValueError(f"{name}: it is a video in an unknown encoding")
@@ -42,7 +42,7 @@ def read_video(file: BinaryIO, name: str, count: int) -> np.ndarray:
             for frame in itertools.islice(container.decode(video=0), count):
                 _check_size(frame, name)
                 frames.append(frame.to_ndarray(format="rgb24"))
-    except (av.FFmpegError, IndexError) as error:
+    except (av.FFmpegError, IndexError, UnicodeError) as error:
         raise ValueError(f"{name}: it is no mp4 video, cut short or damaged ({plain(error)})") from None
     if not frames:
         raise ValueError(f"{name}: it is a video without frames")
