@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.data.official_files import make_maze
 from tests.io.torch_files import Call, Name, Storage, module, parameter, tensor, write_torch
 from tests.models.tiny import random_model, tiny_config
 from wmq_jax.checkpoints.convert import (
@@ -21,11 +22,12 @@ from wmq_jax.checkpoints.convert import (
     load_official,
     official_normalizer,
 )
-from wmq_jax.checkpoints.hydra import hydra_settings
+from wmq_jax.checkpoints.hydra import hydra_settings, portion
 from wmq_jax.checkpoints.native import load_model, save_model
 from wmq_jax.checkpoints.official import from_torch, parameter_shapes, to_torch, weights
+from wmq_jax.checkpoints.opening import PORTION, kept_portion
 from wmq_jax.checkpoints.run_folder import BESIDE
-from wmq_jax.data import Normalizer
+from wmq_jax.data import Normalizer, Portion
 from wmq_jax.io import save_torch, sha256_of
 from wmq_jax.models import DecoderConfig, ViTConfig, official_config
 
@@ -205,16 +207,31 @@ def test_statistics(run, tmp_path):
     assert load_model(tmp_path / "out").normalizer is None
 
 
+def test_what_the_run_took_of_its_data_set_is_kept(run, tmp_path):
+    file = run / "hydra.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings["env"]["dataset"] = {"n_rollout": 3, "split_ratio": 0.8}
+    file.write_text(yaml.safe_dump(settings))
+    arrays = make_maze(tmp_path / "point_maze")
+    model = load_official(run, run / "backbone.pth", heads=HEADS)
+    convert_run(model, tmp_path / "ours", None)
+    assert kept_portion(load_model(tmp_path / "ours")) == Portion(3, 0.8)
+    found = official_normalizer(model.settings, CONFIG.replace(proprio_dim=4), tmp_path / "point_maze")
+    valid = np.concatenate([rows[:n] for rows, n in zip(arrays["actions"][:3], arrays["seq_lengths"][:3])])
+    np.testing.assert_allclose(found.action_mean, valid.mean(0), rtol=1e-4, atol=1e-6)
+
+
 def test_a_model_trained_here_can_be_taken_to_torch(tmp_path, params):
     """Its settings are made from its configuration, and come back as the same model."""
-    ones = np.ones(2)
+    ones, taken = np.ones(2), Portion(n_rollout=12000, split_ratio=0.75)
     normalizer = Normalizer(ones, ones, np.ones(3), np.ones(3))
-    save_model(tmp_path / "ours", CONFIG, params, normalizer, {"env": "wall"})
+    save_model(tmp_path / "ours", CONFIG, params, normalizer, {"env": "wall", PORTION: taken._asdict()})
     export_torch(tmp_path / "ours", tmp_path / "theirs")
     (backbone,) = (tmp_path / "theirs").glob("*_pretrain.pth")
     assert backbone.name == "dinov2_vit814_pretrain.pth"
     model = load_official(tmp_path / "theirs")
     assert model.config == CONFIG and model.normalizer.to_dict() == normalizer.to_dict()
+    assert portion(model.settings) == taken
     same(from_torch(model.state, model.config), params)
     with pytest.raises(ValueError, match="exists and is not empty"):
         export_torch(tmp_path / "ours", tmp_path / "theirs")

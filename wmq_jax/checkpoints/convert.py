@@ -26,7 +26,7 @@ from wmq_jax.checkpoints import hydra
 from wmq_jax.checkpoints.backbone import HEADS, backbone_config, load_backbone
 from wmq_jax.checkpoints.native import load_model, params_sha256, save_model
 from wmq_jax.checkpoints.official import MODULES, from_torch, is_unused, to_torch
-from wmq_jax.checkpoints.opening import model_path
+from wmq_jax.checkpoints.opening import PORTION, kept_portion, model_path
 from wmq_jax.checkpoints.run_folder import BESIDE, checkpoint_name, open_run, settings_text
 from wmq_jax.data import Normalizer
 from wmq_jax.data.official import fixed_normalizer, open_dataset
@@ -240,7 +240,7 @@ def official_normalizer(
         zeros, ones = ([np.full(width, value) for width in widths] for value in (0.0, 1.0))
         return Normalizer(zeros[0], ones[0], zeros[1], ones[1])
     if dataset:
-        normalizer = open_dataset(dataset).normalizer
+        normalizer = open_dataset(dataset).taken(hydra.portion(model_settings)).normalizer
     else:
         normalizer = kept or fixed_normalizer(hydra.environment(model_settings))
     if normalizer is not None:
@@ -275,6 +275,7 @@ def convert_run(
     dtypes = {name: w.dtype.name for name, w in model.state.items() if w.dtype != np.float32}
     metadata = {
         "env": hydra.environment(model.settings),
+        PORTION: hydra.portion(model.settings)._asdict(),
         "epoch": model.epoch,
         "official": {
             "settings": _json(model.settings),
@@ -333,7 +334,7 @@ def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[
         module, rest = name.split(".", 1)
         modules.setdefault(module, {})[rest.removeprefix("base_model.")] = weight
     settings = official.get("settings") or hydra.hydra_settings(
-        source.config, backbone_name(source.config), source.metadata.get("env", "wall")
+        source.config, backbone_name(source.config), source.metadata.get("env", "wall"), kept_portion(source)
     )
     beside = {
         "normalizer": None if source.normalizer is None else source.normalizer.to_dict(),

@@ -6,12 +6,14 @@ from typing import Any
 
 import yaml
 
+from wmq_jax.data import Portion
 from wmq_jax.io.wording import plain, quoted
 from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, WorldModelConfig
 from wmq_jax.models.config import FEATURES
 
 LARGEST = 1 << 20  # characters
 _LARGEST_SIZE = 8192
+_MOST_TRAJECTORIES = 1 << 31
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -45,8 +47,14 @@ def read_hydra(text: str, where: str) -> dict[str, Any]:
     return settings
 
 
-def _setting(settings: Mapping[str, Any], path: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-    """The setting at a dotted path; without a default it must be there."""
+def _setting(
+    settings: Mapping[str, Any],
+    path: str,
+    kind: type | tuple[type, ...],
+    default: Any = None,
+    largest: int = _LARGEST_SIZE,
+) -> Any:
+    """The setting at a dotted path; without a default it must be there. `largest` bounds a number's absolute value."""
     value: Any = settings
     for part in path.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -58,8 +66,8 @@ def _setting(settings: Mapping[str, Any], path: str, kind: type | tuple[type, ..
         found = "is missing" if value is None else f"is {quoted(value)}"
         raise ValueError(f"hydra.yaml: {path} must be a {names}, but {found}.")
     # Sizes become loops and arrays before any weight is compared with them.
-    if isinstance(value, (int, float)) and not abs(value) <= _LARGEST_SIZE:
-        raise ValueError(f"hydra.yaml: {path} is {quoted(value)}; numbers up to {_LARGEST_SIZE} are accepted.")
+    if isinstance(value, (int, float)) and not abs(value) <= largest:
+        raise ValueError(f"hydra.yaml: {path} is {quoted(value)}; numbers up to {largest} are accepted.")
     return value
 
 
@@ -161,13 +169,30 @@ def normalizes_actions(settings: Mapping[str, Any]) -> bool:
     return _setting(settings, "normalize_action", bool, True)
 
 
-def hydra_settings(config: WorldModelConfig, backbone: str, env: str) -> dict[str, Any]:
+def portion(settings: Mapping[str, Any]) -> Portion:
+    """What the run took of its data set; where the settings do not say, what the published runs took.
+
+    Raises:
+      ValueError: it is no such number.
+    """
+    default = Portion()
+    # Officially 0 means all, too.
+    count = _setting(settings, "env.dataset.n_rollout", int, 0, largest=_MOST_TRAJECTORIES)
+    ratio = _setting(settings, "env.dataset.split_ratio", (int, float), default.split_ratio)
+    try:
+        return Portion.from_dict({"n_rollout": count or None, "split_ratio": ratio})
+    except ValueError as error:
+        raise ValueError(f"hydra.yaml: env.dataset: {error}.") from None
+
+
+def hydra_settings(config: WorldModelConfig, backbone: str, env: str, taken: Portion = Portion()) -> dict[str, Any]:
     """The inverse of `model_config`: settings that describe a model.
 
     Args:
       config: the model.
       backbone: the backbone's name, such as 'dinov2_vits14'.
       env: name of the environment.
+      taken: what was taken of the data set.
     """
     predictor, decoder = config.predictor, config.decoder
     settings: dict[str, Any] = {
@@ -183,7 +208,7 @@ def hydra_settings(config: WorldModelConfig, backbone: str, env: str) -> dict[st
         "num_pred": 1,
         "has_predictor": True,
         "has_decoder": decoder is not None,
-        "env": {"name": env},
+        "env": {"name": env, "dataset": taken._asdict()},
         "encoder": {
             "_target_": "models.dino.DinoV2Encoder",
             "name": backbone,
