@@ -1,6 +1,7 @@
 """Conversion of whole runs: every kind of published file, and one sentence for what does not fit."""
 
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -12,9 +13,11 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.checkpoints import published
 from tests.data.official_files import make_maze
 from tests.io.torch_files import Call, Name, Storage, module, parameter, tensor, write_torch
 from tests.models.tiny import random_model, tiny_config
+from wmq_jax.checkpoints.backbone import backbone_config
 from wmq_jax.checkpoints.convert import (
     UNUSED,
     convert_run,
@@ -22,9 +25,9 @@ from wmq_jax.checkpoints.convert import (
     load_official,
     official_normalizer,
 )
-from wmq_jax.checkpoints.hydra import hydra_settings, portion
+from wmq_jax.checkpoints.hydra import hydra_settings, model_config, portion
 from wmq_jax.checkpoints.native import load_model, save_model
-from wmq_jax.checkpoints.official import from_torch, parameter_shapes, to_torch, weights
+from wmq_jax.checkpoints.official import from_torch, is_unused, parameter_shapes, to_torch, weights
 from wmq_jax.checkpoints.opening import PORTION, kept_portion
 from wmq_jax.checkpoints.run_folder import BESIDE
 from wmq_jax.data import Normalizer, Portion
@@ -300,19 +303,44 @@ def test_other_dtypes_survive_there_and_back(run, tmp_path):
 
 
 def test_the_published_sizes_convert(tmp_path):
-    """The whole official list of names and shapes."""
-    config = official_config("wall")
-    shapes = parameter_shapes(config)
-    state = {w.name: w.layout.theirs(np.broadcast_to(np.float32(0.5), shapes[w.path])) for w in weights(config)}
-    unused = {"encoder.base_model.mask_token": (1, 384), "decoder.quantize_b.embed": (384, 2048)}
-    unused |= {"decoder.quantize_b.cluster_size": (2048,), "decoder.quantize_b.embed_avg": (384, 2048)}
-    state |= {name: np.zeros(shape, np.float32) for name, shape in unused.items()}
-    run = write_run(tmp_path / "run", config, state)
+    """The whole list of names and shapes of the Wall run, as files; and nothing beside it is asked for."""
+    shapes = published.model("wall")
+    state = {name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}
+    run = write_run(tmp_path / "run", official_config("wall"), state)
+    (run / "hydra.yaml").write_text(yaml.safe_dump(published.settings("wall")))
     model = load_official(run, run / "backbone.pth")
     shutil.rmtree(run)  # 160 MB
-    assert model.config == config and config.num_hist == 1
+    assert model.config == official_config("wall") and model.config.num_hist == 1
     params = from_torch(model.state, model.config)
-    assert {n: sum(x.size for x in jax.tree.leaves(part)) for n, part in params.items()}["encoder"] == 22_056_192
+    sizes = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
+    for part, size in sizes.items():
+        names = [name for name in shapes if name.startswith(f"{part}.") and name not in published.UNUSED]
+        assert size == sum(math.prod(shapes[name]) for name in names)
+    assert sizes["encoder"] == 22_056_192, "as DINOv2 counts ViT-S/14, without the mask token"
+
+
+@pytest.mark.parametrize(
+    "env, backbone",
+    [
+        ("wall", "dinov2_vits14"),
+        ("pusht", "dinov2_vits14_reg"),
+        ("point_maze", "dinov2_vitb14"),
+        ("wall", "dinov2_vitl14_reg"),
+    ],
+)
+def test_published_names_and_shapes(env, backbone):
+    """Of every run and backbone, without their numbers."""
+    wanted = published.model(env, backbone)
+    empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in published.backbone(backbone).items()}
+    proprio, action, _ = published.RUNS[env]
+    encoder = backbone_config(empty, "x_norm_patchtokens")
+    assert encoder.heads == published.BACKBONES[backbone.removesuffix("_reg")][2]
+    config = model_config(published.settings(env, backbone), encoder, proprio, published.FRAMESKIP * action)
+    assert config == official_config(env).replace(encoder=encoder)
+    shapes = parameter_shapes(config)
+    ours = {w.name: w.layout.theirs(np.broadcast_to(np.float32(0), shapes[w.path])).shape for w in weights(config)}
+    assert ours == {name: shape for name, shape in wanted.items() if name not in published.UNUSED}
+    assert all(is_unused(config, name) for name in published.UNUSED)
 
 
 def convert(*arguments):
