@@ -30,7 +30,7 @@ def read_video(file: BinaryIO, name: str, count: int) -> np.ndarray:
     except ImportError:
         raise ValueError(f"{name}: decoding videos needs PyAV: pip install av") from None
     try:
-        # The format is not guessed: others, such as playlists, name further files to open.
+        # The format is not guessed: others, such as lists of videos, name further files, which FFmpeg then opens.
         with av.open(file, format="mp4") as container:
             codec = container.streams.video[0].codec_context
             if codec is None:
