@@ -4,9 +4,6 @@ import json
 import math
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,6 +14,7 @@ from tests.checkpoints import published
 from tests.data.official_files import make_maze
 from tests.io.torch_files import Call, Name, Storage, module, parameter, tensor, write_torch
 from tests.models.tiny import random_model, tiny_config
+from tests.programs import program
 from wmq_jax.checkpoints.backbone import backbone_config
 from wmq_jax.checkpoints.convert import (
     UNUSED,
@@ -34,7 +32,6 @@ from wmq_jax.data import Normalizer, Portion
 from wmq_jax.io import save_torch, sha256_of
 from wmq_jax.models import DecoderConfig, ViTConfig, official_config
 
-ROOT = Path(__file__).parents[2]
 DECODER = DecoderConfig(channel=4, n_embed=6, n_res_block=1, n_res_channel=3)
 CONFIG = tiny_config(decoder=DECODER, frameskip=2)
 HEADS = CONFIG.encoder.heads
@@ -344,9 +341,7 @@ def test_published_names_and_shapes(env, backbone):
 
 
 def convert(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.convert", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
+    return program("convert", *arguments)
 
 
 def test_the_command(run, tmp_path):
@@ -355,12 +350,18 @@ def test_the_command(run, tmp_path):
     assert there.returncode == 0, there.stderr
     for words in ("mapped     predictor", "statistics none", sha256_of(run / "backbone.pth"), "kB of parameters"):
         assert words in there.stdout
+    # Whoever parsed its files before checking them would complain of these.
+    shutil.copytree(run, tmp_path / "broken")
+    for name in ("hydra.yaml", "backbone.pth", "checkpoints/model_latest.pth", "data.zip"):
+        (tmp_path / "broken" / name).write_text("[")
+    files_of = lambda flag, name: f"--{flag}={tmp_path / 'broken' / name}"
+    broken = files_of("run_dir", ""), files_of("backbone", "backbone.pth"), files_of("dataset", "data.zip")
     back = convert("--to=torch", f"--run_dir={tmp_path / 'ours'}", f"--out={tmp_path / 'theirs'}")
     assert back.returncode == 0 and "model_latest.pth" in back.stdout, back.stderr
     assert re.search(r"hydra.yaml \(0\.\d kB\)", back.stdout), back.stdout
     for arguments, words in (
         ([*files, f"--out={tmp_path / 'ours'}"], "it exists and is not empty"),
-        ([*files, f"--out={tmp_path / 'new'}", "--sha256=00", f"--dataset={tmp_path}"], "no file has the SHA-256 00"),
+        ([*broken, f"--out={tmp_path / 'new'}", "--sha256=00"], "no file has the SHA-256 00"),
         ([f"--run_dir={tmp_path / 'pusht'}", f"--out={tmp_path / 'new'}"], "has ours|has run|theirs"),
         ([f"--run_dir={run}", f"--out={tmp_path / 'new'}"], "a backbone file must be given"),
         (["--run_dir=bundled", f"--out={tmp_path / 'new'}"], "the model that ships here, no official run"),
