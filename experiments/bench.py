@@ -3,7 +3,7 @@
     python -m experiments.bench --config=configs/bench.py:small --out=benchmarks/cpu.json
 
 The config's ``kind`` chooses what: planning (the modes 'small' and 'official'), the methods of quantization at full
-size ('methods'), or the same methods against Qwix ('qwix').
+size ('methods'), the same methods against Qwix ('qwix'), or the reader of torch files ('reader').
 """
 
 import importlib

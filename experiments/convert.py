@@ -29,7 +29,12 @@ _EPOCH = flags.DEFINE_string("epoch", "latest", "Which checkpoint of the run: la
 _HEADS = flags.DEFINE_integer(
     "encoder_heads", None, "Attention heads of a backbone of unpublished width.", lower_bound=1
 )
-_SHA256 = flags.DEFINE_list("sha256", [], "SHA-256 that files must have; each must be that of a file that is read.")
+_SHA256 = flags.DEFINE_list(
+    "sha256",
+    [],
+    "SHA-256 that files must have, checked before any is parsed; each must be that of a file that is given (the zip "
+    "file of a run or data set; of a run's folder its files; a data set in a folder has none).",
+)
 
 
 def _size(count: int) -> str:
@@ -39,18 +44,21 @@ def _size(count: int) -> str:
 
 def to_ours() -> None:
     """Official files to our checkpoint."""
-    from wmq_jax.checkpoints import convert
+    from wmq_jax.checkpoints import convert, digests
 
     with cli.one_sentence_errors():
         if _RUN_DIR.value == "bundled":
             raise ValueError(
                 "bundled is the model that ships here, no official run: use it as --config.checkpoint=bundled"
             )
+        # A data set may have 55 GB, which are read for its digest only if digests are asked for.
+        dataset = _DATASET.value if _SHA256.value else None
+        files = digests.file_digests(_RUN_DIR.value, _BACKBONE.value, dataset, _EPOCH.value)
+        digests.check_digests(files, _SHA256.value)
         model = convert.load_official(_RUN_DIR.value, _BACKBONE.value, _EPOCH.value, _HEADS.value)
-        convert.check_digests(model.files, _SHA256.value)
         normalizer = convert.official_normalizer(model.settings, model.config, _DATASET.value, model.normalizer)
-        mapped = convert.convert_run(model, _OUT.value, normalizer)
-    for path, digest in model.files.items():
+        mapped = convert.convert_run(model, _OUT.value, normalizer, files)
+    for path, digest in files.items():
         print(f"read       {path}\n           sha256 {digest}")
     for module, size in mapped.parameters.items():
         print(f"mapped     {module:<16} {mapped.weights[module]:>4} weights, {size:>12,} parameters")

@@ -5,7 +5,8 @@ import sys
 import jax
 import pytest
 
-from experiments.benchmarks import against_qwix, methods
+from experiments.benchmarks import against_qwix, methods, reader
+from experiments.benchmarks.common import in_a_process, peak_bytes
 from tests.models.tiny import random_model
 from wmq_jax.models import PredictorConfig, ViTConfig, WorldModelConfig
 
@@ -32,6 +33,21 @@ def test_random_statistics_are_those_that_the_methods_need():
     sample = methods.quant.block_statistics(statistics)["predictor/layers_0"]
     assert sample.inputs.shape == (3, config.tokens_per_frame, config.predictor_dim) and sample.mask().all()
     methods.quant.check_statistics(methods.quant.site_statistics(statistics))
+
+
+def test_the_reader_is_measured_on_all_that_a_checkpoint_has():
+    """Every tensor is loaded, in a process whose memory is its own."""
+    with pytest.raises(ValueError, match="--config.size must be one of official, tiny, not 'huge'"):
+        reader.sections({"size": "huge", "repeats": 1})
+    (measure,) = reader.sections({"size": "tiny", "repeats": 1}).values()
+    found = measure()
+    assert found["tensors"] > 50 and found["seconds"] < 60
+    assert found["peak memory, MB"] >= found["memory before, MB"] > found["file MB"]
+
+
+def test_a_fresh_process_has_not_the_memory_of_this_one():
+    ballast = b"x" * (300 << 20)
+    assert in_a_process(peak_bytes) < len(ballast) < peak_bytes()
 
 
 def test_without_qwix_one_sentence_says_how_to_get_it(monkeypatch):

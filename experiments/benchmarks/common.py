@@ -1,9 +1,31 @@
-"""What several benchmarks need: medians of alternating repeats, and weights of a model that is only timed."""
+"""What several benchmarks need: medians, fresh processes and their memory, weights of a model that is only timed."""
 
+import multiprocessing
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
 from typing import Any
+
+
+def in_a_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function of a module returns, in a fresh process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def peak_bytes() -> int:
+    """The largest memory of this process so far."""
+    # Linux's own count starts with the program; getrusage's has that of the process which started it, too.
+    status = Path("/proc/self/status")
+    if status.exists():
+        (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def medians(repeats: int, calls: Mapping[str, Callable[[], Any]]) -> dict[str, float]:

@@ -6,19 +6,15 @@ Each method runs in a process of its own, whose peak memory is then its own. Wha
 from __future__ import annotations
 
 import functools
-import multiprocessing
-import resource
-import sys
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.benchmarks.common import random_params
+from experiments.benchmarks.common import in_a_process, peak_bytes, random_params
 from wmq_jax import quant
 from wmq_jax import quantized as q
 from wmq_jax.models import PredictorConfig, ViTConfig, WorldModelConfig, official_config
@@ -43,13 +39,7 @@ def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, floa
     variants = [f"{method}:{config['bits']}" for method in config["methods"].split()]
     for variant in variants:
         q.parse_variant(variant)
-    return {variant: functools.partial(in_a_process, variant, config["size"]) for variant in variants}
-
-
-def in_a_process(variant: str, size: str) -> dict[str, float]:
-    """``measure`` in a fresh process."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(measure, variant, size).result()
+    return {variant: functools.partial(in_a_process, measure, variant, config["size"]) for variant in variants}
 
 
 def measure(variant: str, size: str) -> dict[str, float]:
@@ -118,9 +108,3 @@ def random_statistics(config: WorldModelConfig, params: PyTree, tokens: int, seq
         return shape._replace(minimum=-largest, maximum=largest, tokens=normal("tokens"), **ones)
 
     return jax.device_put(jax.tree.map(fill, shapes, is_leaf=quant.statistics.is_statistic))
-
-
-def peak_bytes() -> int:
-    """The largest memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

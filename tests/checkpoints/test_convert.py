@@ -1,36 +1,37 @@
 """Conversion of whole runs: every kind of published file, and one sentence for what does not fit."""
 
 import json
+import math
 import re
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 import yaml
 
+from tests.checkpoints import published
+from tests.data.official_files import make_maze
 from tests.io.torch_files import Call, Name, Storage, module, parameter, tensor, write_torch
 from tests.models.tiny import random_model, tiny_config
+from tests.programs import program
+from wmq_jax.checkpoints.backbone import backbone_config
 from wmq_jax.checkpoints.convert import (
-    BESIDE,
     UNUSED,
-    check_digests,
     convert_run,
     export_torch,
     load_official,
     official_normalizer,
 )
-from wmq_jax.checkpoints.hydra import hydra_settings
+from wmq_jax.checkpoints.hydra import hydra_settings, model_config, portion
 from wmq_jax.checkpoints.native import load_model, save_model
-from wmq_jax.checkpoints.official import from_torch, parameter_shapes, to_torch, weights
-from wmq_jax.data import Normalizer
+from wmq_jax.checkpoints.official import from_torch, is_unused, parameter_shapes, to_torch, weights
+from wmq_jax.checkpoints.opening import PORTION, kept_portion
+from wmq_jax.checkpoints.run_folder import BESIDE
+from wmq_jax.data import Normalizer, Portion
 from wmq_jax.io import save_torch, sha256_of
 from wmq_jax.models import DecoderConfig, ViTConfig, official_config
 
-ROOT = Path(__file__).parents[2]
 DECODER = DecoderConfig(channel=4, n_embed=6, n_res_block=1, n_res_channel=3)
 CONFIG = tiny_config(decoder=DECODER, frameskip=2)
 HEADS = CONFIG.encoder.heads
@@ -206,16 +207,31 @@ def test_statistics(run, tmp_path):
     assert load_model(tmp_path / "out").normalizer is None
 
 
+def test_what_the_run_took_of_its_data_set_is_kept(run, tmp_path):
+    file = run / "hydra.yaml"
+    settings = yaml.safe_load(file.read_text())
+    settings["env"]["dataset"] = {"n_rollout": 3, "split_ratio": 0.8}
+    file.write_text(yaml.safe_dump(settings))
+    arrays = make_maze(tmp_path / "point_maze")
+    model = load_official(run, run / "backbone.pth", heads=HEADS)
+    convert_run(model, tmp_path / "ours", None)
+    assert kept_portion(load_model(tmp_path / "ours")) == Portion(3, 0.8)
+    found = official_normalizer(model.settings, CONFIG.replace(proprio_dim=4), tmp_path / "point_maze")
+    valid = np.concatenate([rows[:n] for rows, n in zip(arrays["actions"][:3], arrays["seq_lengths"][:3])])
+    np.testing.assert_allclose(found.action_mean, valid.mean(0), rtol=1e-4, atol=1e-6)
+
+
 def test_a_model_trained_here_can_be_taken_to_torch(tmp_path, params):
     """Its settings are made from its configuration, and come back as the same model."""
-    ones = np.ones(2)
+    ones, taken = np.ones(2), Portion(n_rollout=12000, split_ratio=0.75)
     normalizer = Normalizer(ones, ones, np.ones(3), np.ones(3))
-    save_model(tmp_path / "ours", CONFIG, params, normalizer, {"env": "wall"})
+    save_model(tmp_path / "ours", CONFIG, params, normalizer, {"env": "wall", PORTION: taken._asdict()})
     export_torch(tmp_path / "ours", tmp_path / "theirs")
     (backbone,) = (tmp_path / "theirs").glob("*_pretrain.pth")
     assert backbone.name == "dinov2_vit814_pretrain.pth"
     model = load_official(tmp_path / "theirs")
     assert model.config == CONFIG and model.normalizer.to_dict() == normalizer.to_dict()
+    assert portion(model.settings) == taken
     same(from_torch(model.state, model.config), params)
     with pytest.raises(ValueError, match="exists and is not empty"):
         export_torch(tmp_path / "ours", tmp_path / "theirs")
@@ -252,7 +268,6 @@ def test_there_and_back_and_there_again_is_the_same_checkpoint(run, tmp_path):
         same(load_model(out).params, load_model(tmp_path / "ours").params)
         first, second = (dict(np.load(folder / UNUSED)) for folder in (tmp_path / "ours", out))
         same(first, second)
-    assert set(again.files) == {str(tmp_path / "outputs.zip")}
 
 
 def test_a_damaged_or_missing_file_beside_the_run_is_named(run, tmp_path):
@@ -284,33 +299,49 @@ def test_other_dtypes_survive_there_and_back(run, tmp_path):
     np.testing.assert_array_equal(found, model.state[name])
 
 
-def test_checksums_of_whole_files(run):
-    model = load_official(run, run / "backbone.pth", heads=HEADS)
-    check_digests(model.files, [sha256_of(run / "backbone.pth").upper()])
-    with pytest.raises(ValueError, match="no file has the SHA-256 00; found: .*model_latest.pth .*backbone.pth"):
-        check_digests(model.files, ["00"])
-
-
 def test_the_published_sizes_convert(tmp_path):
-    """The whole official list of names and shapes."""
-    config = official_config("wall")
-    shapes = parameter_shapes(config)
-    state = {w.name: w.layout.theirs(np.broadcast_to(np.float32(0.5), shapes[w.path])) for w in weights(config)}
-    unused = {"encoder.base_model.mask_token": (1, 384), "decoder.quantize_b.embed": (384, 2048)}
-    unused |= {"decoder.quantize_b.cluster_size": (2048,), "decoder.quantize_b.embed_avg": (384, 2048)}
-    state |= {name: np.zeros(shape, np.float32) for name, shape in unused.items()}
-    run = write_run(tmp_path / "run", config, state)
+    """The whole list of names and shapes of the Wall run, as files; and nothing beside it is asked for."""
+    shapes = published.model("wall")
+    state = {name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}
+    run = write_run(tmp_path / "run", official_config("wall"), state)
+    (run / "hydra.yaml").write_text(yaml.safe_dump(published.settings("wall")))
     model = load_official(run, run / "backbone.pth")
     shutil.rmtree(run)  # 160 MB
-    assert model.config == config and config.num_hist == 1
+    assert model.config == official_config("wall") and model.config.num_hist == 1
     params = from_torch(model.state, model.config)
-    assert {n: sum(x.size for x in jax.tree.leaves(part)) for n, part in params.items()}["encoder"] == 22_056_192
+    sizes = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
+    for part, size in sizes.items():
+        names = [name for name in shapes if name.startswith(f"{part}.") and name not in published.UNUSED]
+        assert size == sum(math.prod(shapes[name]) for name in names)
+    assert sizes["encoder"] == 22_056_192, "as DINOv2 counts ViT-S/14, without the mask token"
+
+
+@pytest.mark.parametrize(
+    "env, backbone",
+    [
+        ("wall", "dinov2_vits14"),
+        ("pusht", "dinov2_vits14_reg"),
+        ("point_maze", "dinov2_vitb14"),
+        ("wall", "dinov2_vitl14_reg"),
+    ],
+)
+def test_published_names_and_shapes(env, backbone):
+    """Of every run and backbone, without their numbers."""
+    wanted = published.model(env, backbone)
+    empty = {name: np.broadcast_to(np.float32(0), shape) for name, shape in published.backbone(backbone).items()}
+    proprio, action, _ = published.RUNS[env]
+    encoder = backbone_config(empty, "x_norm_patchtokens")
+    assert encoder.heads == published.BACKBONES[backbone.removesuffix("_reg")][2]
+    config = model_config(published.settings(env, backbone), encoder, proprio, published.FRAMESKIP * action)
+    assert config == official_config(env).replace(encoder=encoder)
+    shapes = parameter_shapes(config)
+    ours = {w.name: w.layout.theirs(np.broadcast_to(np.float32(0), shapes[w.path])).shape for w in weights(config)}
+    assert ours == {name: shape for name, shape in wanted.items() if name not in published.UNUSED}
+    assert all(is_unused(config, name) for name in published.UNUSED)
 
 
 def convert(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "experiments.convert", *map(str, arguments)], cwd=ROOT, capture_output=True, text=True
-    )
+    return program("convert", *arguments)
 
 
 @pytest.mark.slow
@@ -320,12 +351,18 @@ def test_the_command(run, tmp_path):
     assert there.returncode == 0, there.stderr
     for words in ("mapped     predictor", "statistics none", sha256_of(run / "backbone.pth"), "kB of parameters"):
         assert words in there.stdout
+    # Whoever parsed its files before checking them would complain of these.
+    shutil.copytree(run, tmp_path / "broken")
+    for name in ("hydra.yaml", "backbone.pth", "checkpoints/model_latest.pth", "data.zip"):
+        (tmp_path / "broken" / name).write_text("[")
+    files_of = lambda flag, name: f"--{flag}={tmp_path / 'broken' / name}"
+    broken = files_of("run_dir", ""), files_of("backbone", "backbone.pth"), files_of("dataset", "data.zip")
     back = convert("--to=torch", f"--run_dir={tmp_path / 'ours'}", f"--out={tmp_path / 'theirs'}")
     assert back.returncode == 0 and "model_latest.pth" in back.stdout, back.stderr
     assert re.search(r"hydra.yaml \(0\.\d kB\)", back.stdout), back.stdout
     for arguments, words in (
         ([*files, f"--out={tmp_path / 'ours'}"], "it exists and is not empty"),
-        ([*files, f"--out={tmp_path / 'new'}", "--sha256=00"], "no file has the SHA-256 00"),
+        ([*broken, f"--out={tmp_path / 'new'}", "--sha256=00"], "no file has the SHA-256 00"),
         ([f"--run_dir={tmp_path / 'pusht'}", f"--out={tmp_path / 'new'}"], "has ours|has run|theirs"),
         ([f"--run_dir={run}", f"--out={tmp_path / 'new'}"], "a backbone file must be given"),
         (["--run_dir=bundled", f"--out={tmp_path / 'new'}"], "the model that ships here, no official run"),

@@ -3,7 +3,8 @@
 import pytest
 
 from tests.models.tiny import tiny_config
-from wmq_jax.checkpoints.hydra import encoder_feature, hydra_settings, model_config, read_hydra, write_hydra
+from wmq_jax.checkpoints.hydra import encoder_feature, hydra_settings, model_config, portion, read_hydra, write_hydra
+from wmq_jax.data import Portion
 from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, official_config
 
 CLASS_TOKEN = ViTConfig(width=8, depth=1, heads=2, mlp_dim=16, table_grid=3, feature="x_norm_clstoken")
@@ -56,6 +57,33 @@ def test_what_does_not_fit_is_named(change, words):
     change(settings)
     with pytest.raises(ValueError, match=words):
         model_config(settings, config.encoder, config.proprio_dim, config.action_dim)
+
+
+@pytest.mark.parametrize(
+    "dataset, expected",
+    [
+        ({"n_rollout": 18685, "split_ratio": 0.8}, Portion(18685, 0.8)),
+        ({"n_rollout": None}, Portion()),
+        ({"n_rollout": 0, "split_ratio": 1}, Portion(None, 1)),
+        (None, Portion()),
+    ],
+)
+def test_what_a_run_takes_of_its_data_set(dataset, expected):
+    assert portion({"env": {"name": "wall", "dataset": dataset}}) == expected
+
+
+@pytest.mark.parametrize(
+    "dataset, words",
+    [
+        ({"n_rollout": -1}, "env.dataset: n_rollout must be a whole number of 1 or more"),
+        ({"n_rollout": "all"}, "env.dataset.n_rollout must be a int, but is 'all'"),
+        ({"split_ratio": 2}, "env.dataset: split_ratio must be a number from 0 to 1, not 2"),
+        ({"split_ratio": float("nan")}, "env.dataset.split_ratio is nan"),
+    ],
+)
+def test_what_no_run_can_take_is_named(dataset, words):
+    with pytest.raises(ValueError, match=f"hydra.yaml: {words}"):
+        portion({"env": {"dataset": dataset}})
 
 
 def test_another_encoder_is_named():

@@ -1,6 +1,7 @@
 """Small data sets in the official layouts."""
 
 import pickle
+import zipfile
 
 import numpy as np
 
@@ -58,3 +59,13 @@ def make_pusht(folder, lengths=None):
     for i in range(N):
         (folder / "obses" / f"episode_{i:03d}.mp4").write_bytes(b"video")
     return arrays
+
+
+def zipped(folder, above):
+    """A zip file of a folder, whose paths in it start with `above`."""
+    path = folder.parent / f"{folder.name}.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        for member in folder.rglob("*"):
+            if member.is_file():
+                file.write(member, f"{above}{member.relative_to(folder).as_posix()}")
+    return path

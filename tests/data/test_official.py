@@ -2,15 +2,12 @@
 
 import pickle
 import shutil
-import sys
-import types
-import zipfile
 
 import numpy as np
 import pytest
 
-from tests.data.official_files import SIDE, N, T, floats, make_maze, make_pusht, make_wall, write
-from wmq_jax.data import open_dataset, wall_parts
+from tests.data.official_files import SIDE, N, T, floats, make_maze, make_pusht, make_wall, write, zipped
+from wmq_jax.data import Normalizer, Portion, open_dataset, wall_parts
 from wmq_jax.data.official import fixed_normalizer
 from wmq_jax.io import save_torch
 
@@ -18,15 +15,6 @@ from wmq_jax.io import save_torch
 @pytest.fixture
 def wall(tmp_path):
     return make_wall(tmp_path / "wall_single")
-
-
-def zipped(folder, above):
-    path = folder.parent / f"{folder.name}.zip"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
-        for member in folder.rglob("*"):
-            if member.is_file():
-                file.write(member, f"{above}{member.relative_to(folder).as_posix()}")
-    return path
 
 
 @pytest.mark.parametrize("where", ["folder", "parent", "zip", "zip of one above", "path into a zip"])
@@ -94,53 +82,6 @@ def test_pusht(tmp_path, lengths):
         assert dataset.extras["shape"][2] == ("L" if part == "val" else "T")
 
 
-def test_videos_need_a_package(tmp_path, monkeypatch):
-    make_pusht(tmp_path / "pusht_noise" / "train")
-    dataset = open_dataset(tmp_path / "pusht_noise")
-    monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ValueError, match=r"episode_001.mp4: decoding videos needs PyAV: pip install av"):
-        dataset.frames(1)
-
-
-class _FakeVideos(types.ModuleType):
-    """What is used of PyAV: a video of `frames` grey images."""
-
-    FFmpegError = OSError
-
-    def __init__(self, frames):
-        super().__init__("av")
-        self._frames = frames
-
-    def open(self, file):
-        assert file.read() == b"video"
-        return self
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        return False
-
-    def decode(self, video):
-        image = np.zeros((SIDE, SIDE, 3), np.uint8)
-        return (types.SimpleNamespace(to_ndarray=lambda format, i=i: image + i) for i in range(self._frames))
-
-
-@pytest.mark.parametrize("as_zip", [False, True])
-def test_frames_of_videos(tmp_path, monkeypatch, as_zip):
-    make_pusht(tmp_path / "pusht_noise" / "train")
-    path = tmp_path / "pusht_noise"
-    dataset = open_dataset(zipped(path, "pusht_noise/") if as_zip else path)
-    monkeypatch.setitem(sys.modules, "av", _FakeVideos(T))
-    assert dataset.frames(1, [0, 11])[:, 0, 0, 0].tolist() == [0, 11]
-    monkeypatch.setitem(sys.modules, "av", _FakeVideos(3))
-    with pytest.raises(ValueError, match="has 3 frames, but the episode has 7 steps"):
-        dataset.frames(1)
-    monkeypatch.setitem(sys.modules, "av", _FakeVideos(0))
-    with pytest.raises(ValueError, match="video without frames"):
-        dataset.frames(1)
-
-
 @pytest.mark.parametrize("payload", [("os", "system"), ("builtins", "eval"), ("numpy", "load")])
 def test_pickles_of_lengths_run_nothing(tmp_path, payload):
     make_pusht(tmp_path / "pusht_noise" / "train")
@@ -184,15 +125,73 @@ def test_data_sets_that_are_there_are_listed(tmp_path, wall):
 
 
 def test_walls_for_training_have_their_layouts_in_their_states(tmp_path, wall):
-    dataset = open_dataset(tmp_path / "wall_single")
-    parts = wall_parts(dataset, frameskip=5, train_fraction=0.6)
-    for part, episodes in zip(parts.values(), dataset.split(0.6)):
+    dataset = open_dataset(tmp_path / "wall_single").taken(Portion(split_ratio=0.6))
+    parts = wall_parts(dataset, frameskip=5)
+    for part, episodes in zip(parts.values(), dataset.split()):
         assert part.states.shape == (len(episodes), 11, 4) and part.actions.shape == (len(episodes), 10, 2)
         np.testing.assert_array_equal(part.states[..., :2], dataset.states[episodes, :11])
         np.testing.assert_array_equal(part.states[:, 5, 2], wall["door_locations"][episodes, 0, 0])
         assert (part.states[..., 3] == 32).all()
     with pytest.raises(ValueError, match="has 5 episodes, of which none is left for validation"):
-        wall_parts(dataset, frameskip=5, train_fraction=1.0)
+        wall_parts(dataset.taken(Portion(split_ratio=1.0)), frameskip=5)
     make_maze(tmp_path / "point_maze")
     with pytest.raises(ValueError, match="layout point_maze"):
         wall_parts(open_dataset(tmp_path / "point_maze"), frameskip=5)
+
+
+def test_a_run_takes_the_first_trajectories(tmp_path, wall):
+    """Before statistics and split, as officially; of the frames, the same files."""
+    dataset = open_dataset(tmp_path / "wall_single").taken(Portion(n_rollout=3, split_ratio=0.7))
+    assert len(dataset) == 3 and dataset.extras["door_y"].tolist() == [10, 10, 20]
+    expected = Normalizer.fit(wall["actions"][:3], wall["states"][:3])
+    assert dataset.normalizer.to_dict() == expected.to_dict()
+    train, valid = dataset.split()
+    assert (len(train), len(valid)) == (2, 1) and sorted([*train, *valid]) == [0, 1, 2]
+    np.testing.assert_array_equal(dataset.frames(2), np.moveaxis(wall["frames"][2], 1, -1))
+    with pytest.raises(IndexError, match="episodes 0 to 2, not 3"):
+        dataset.frames(3)
+    assert len(open_dataset(tmp_path / "wall_single").taken(Portion(n_rollout=99))) == N
+
+
+def test_of_folders_each_is_cut(tmp_path):
+    make_pusht(tmp_path / "pusht_noise" / "train")
+    dataset = open_dataset(tmp_path / "pusht_noise").taken(Portion(n_rollout=2, split_ratio=0.5))
+    assert [len(part) for part in dataset.split()] == [2, 0] and dataset.lengths.tolist() == [12, 7]
+
+
+def test_the_identity_of_a_data_set_names_what_is_another(tmp_path, wall):
+    dataset = open_dataset(tmp_path / "wall_single")
+    before = dataset.identity([1])
+    assert before == open_dataset(tmp_path / "wall_single").identity([1]) and before != dataset.identity()
+
+    def changed():
+        now = open_dataset(tmp_path / "wall_single").identity([1])
+        return {name for name in before if now[name] != before[name]}
+
+    frames = (tmp_path / "wall_single" / "obses" / "episode_001.pth").read_bytes()
+    write(tmp_path / "wall_single" / "obses" / "episode_001.pth", 1 + wall["frames"][1])
+    assert changed() == {"frames"}
+    (tmp_path / "wall_single" / "obses" / "episode_001.pth").write_bytes(frames)
+    write(tmp_path / "wall_single" / "actions.pth", 1 + wall["actions"])
+    assert changed() == {"actions"}
+    other = dataset.taken(Portion(split_ratio=0.5)).identity([1])
+    assert {name for name in before if other[name] != before[name]} == {"split_ratio"}
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"n_rollout": 0}, "n_rollout must be a whole number of 1 or more, or null, not 0"),
+        ({"n_rollout": True}, "n_rollout must be"),
+        ({"split_ratio": 1.5}, "split_ratio must be a number from 0 to 1, not 1.5"),
+        ({"split_ratio": float("nan")}, "split_ratio must be"),
+        ({"split_ratio": "\n"}, r"split_ratio must be a number from 0 to 1, not '\\n'"),
+        ({"seed": 1}, "has the fields n_rollout, split_ratio and no others"),
+        ([], "has the fields n_rollout"),
+    ],
+)
+def test_portions_are_checked(values, words):
+    with pytest.raises(ValueError, match=words):
+        Portion.from_dict(values)
+    portion = Portion(7, 0.5)
+    assert Portion.from_dict(portion._asdict()) == portion and Portion.from_dict({}) == Portion()

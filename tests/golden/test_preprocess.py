@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wmq_jax.data import Normalizer, open_dataset
+from wmq_jax.data import Normalizer, Portion, open_dataset
 from wmq_jax.data.official import fixed_normalizer
 from wmq_jax.data.splits import clip_slices, shuffle_slices, split_trajectories
 from wmq_jax.models import normalize_image
@@ -78,7 +78,7 @@ def test_splits(recording, wall, compared):
             same(getattr(ours, part)[: len(recorded)], recorded, compared)
     recorded = [recording[f"wall_split/{part}_indices"] for part in ("train", "valid")]
     assert sum(map(len, recorded)) == len(wall)
-    ours = wall.split(TRAIN_FRACTION["wall_split"])
+    ours = wall.taken(Portion(split_ratio=TRAIN_FRACTION["wall_split"])).split()
     for part, rows in zip(ours, recorded):
         same(part, rows, compared)
 
@@ -91,7 +91,7 @@ def clip_shape(recording):
 
 
 def test_clips(recording, wall, compared):
-    split = wall.split(TRAIN_FRACTION["wall_split"])
+    split = wall.taken(Portion(split_ratio=TRAIN_FRACTION["wall_split"])).split()
     slices = [clip_slices(wall.lengths[part], *clip_shape(recording)) for part in split]
     for case in (name for name in recording.names() if name.startswith("wall_seed")):
         shuffled = shuffle_slices(slices, int(case.removeprefix("wall_seed")))

@@ -1,23 +1,26 @@
 """Converted models and official data sets in a sweep: statistics, calibration on real episodes, clear refusals."""
 
+import copy
 import dataclasses
 import json
 import random
+import shutil
 
 import jax
 import numpy as np
 import pytest
 
-from configs import wall_official
-from tests.data.official_files import make_maze, make_wall
+from configs import quantize, wall_official
+from tests.data.official_files import make_maze, make_wall, write
 from tests.sweep.conftest import TINY
 from wmq_jax import sweep as sweeps
 from wmq_jax.checkpoints.native import load_model, save_model
-from wmq_jax.data import Normalizer, OfficialDataset, open_dataset
+from wmq_jax.checkpoints.opening import PORTION
+from wmq_jax.data import Normalizer, OfficialDataset, Portion, open_dataset
 from wmq_jax.data.splits import Split
 from wmq_jax.envs import Wall, dataset_manifest
 from wmq_jax.models import normalize_image
-from wmq_jax.sweep.calibration import dataset_rollouts
+from wmq_jax.sweep.calibration import dataset_rollouts, drawn_episodes
 from wmq_jax.sweep.run import build_engine, save_descriptions
 
 LIMITS = dict(episodes=3, samples=4, horizon=2, seed=1, iterations=1)
@@ -66,6 +69,93 @@ def test_a_data_set_of_another_task_is_named(prepare, tmp_path):
 def test_sources_of_calibration_are_checked(prepare, changes, words):
     with pytest.raises(ValueError, match=words):
         prepare(**changes)
+
+
+@pytest.fixture
+def changing(tmp_path):
+    """A data set of its own for a test that changes it, and its arrays."""
+    return tmp_path / "wall_single", make_wall(tmp_path / "wall_single", side=TINY.image_size, steps=13)
+
+
+REAL = dict(calibration_source="dataset", calibration__episodes=1)
+
+
+def rewrite_actions(folder, arrays):
+    write(folder / "actions.pth", arrays["actions"][::-1].copy())  # whose statistics are the same
+
+
+def rewrite_frames(folder, arrays):
+    for n, frames in enumerate(arrays["frames"]):
+        write(folder / "obses" / f"episode_{n:03d}.pth", 255 - frames)
+
+
+def rewrite_states(folder, arrays):
+    write(folder / "states.pth", arrays["states"] + np.float32(1))
+
+
+@pytest.mark.parametrize(
+    "rewrite, named",
+    [(rewrite_actions, "dataset.actions"), (rewrite_frames, "dataset.frames"), (rewrite_states, "dataset.proprio")],
+)
+def test_another_content_in_the_same_place_is_not_resumed_with(prepare, changing, tmp_path, rewrite, named):
+    changes = dict(dataset=str(changing[0]), **REAL)
+    sweeps.open_folder(prepare(**changes), tmp_path / "results")
+    sweeps.open_folder(prepare(**changes), tmp_path / "results")
+    rewrite(*changing)
+    with pytest.raises(ValueError, match=f"another config: given.{named} is '[0-9a-f]*' there and '[0-9a-f]*' now"):
+        sweeps.open_folder(prepare(**changes), tmp_path / "results")
+
+
+def test_frames_that_nothing_looks_at_do_not_count(prepare, changing):
+    before = prepare(dataset=str(changing[0])).config["given"]
+    rewrite_frames(*changing)
+    assert prepare(dataset=str(changing[0])).config["given"] == before and before["dataset"]["frames"] == ""
+
+
+def test_other_statistics_in_the_same_place_are_not_resumed_with(prepare, checkpoint, tmp_path):
+    model = load_model(checkpoint)
+    for scale in (1, 2):
+        shutil.rmtree(tmp_path / "model", ignore_errors=True)
+        normalizer = dataclasses.replace(model.normalizer, action_std=scale * model.normalizer.action_std)
+        save_model(tmp_path / "model", TINY, model.params, normalizer, {})
+        sweep = prepare(checkpoint=str(tmp_path / "model"))
+        if scale == 1:
+            sweeps.open_folder(sweep, tmp_path / "results")
+    with pytest.raises(ValueError, match=r"given.normalizer.action_std is \[0.6.* there and \[1.2.* now"):
+        sweeps.open_folder(sweep, tmp_path / "results")
+
+
+def test_a_quantization_keeps_to_its_data_too(base_config, changing, tmp_path):
+    """Also to the frames of the episodes held out."""
+    config = quantize.get_config("small").to_dict()
+    config |= {name: copy.deepcopy(base_config[name]) for name in ("checkpoint", "planner", "calibration", "engine")}
+    config |= dict(dataset=str(changing[0]), calibration_source="dataset", held_out=1, variant="w4")
+    config["calibration"]["episodes"] = 1
+    held_out = drawn_episodes(open_dataset(changing[0]), config["calibration"]["seed"])[1]
+    sweeps.open_workdir(sweeps.prepare_quantization(config), tmp_path / "quantized")
+    write(changing[0] / "obses" / f"episode_{held_out:03d}.pth", 255 - changing[1]["frames"][held_out])
+    with pytest.raises(ValueError, match="given.dataset.frames is '[0-9a-f]*' there and '[0-9a-f]*' now"):
+        sweeps.open_workdir(sweeps.prepare_quantization(config), tmp_path / "quantized")
+
+
+def test_the_split_is_that_of_the_models_run(prepare, checkpoint, data, tmp_path):
+    """Statistics, calibration and goals are of what the run took of its data set."""
+    portion, params = Portion(n_rollout=4, split_ratio=0.5), load_model(checkpoint).params
+    save_model(tmp_path / "converted", TINY, params, None, {PORTION: portion._asdict()})
+    sweep = prepare(
+        checkpoint=str(tmp_path / "converted"), dataset=str(data), env__door_y=10, episodes__count=20, **DSET
+    )
+    whole = open_dataset(data)
+    taken = whole.taken(portion)
+    assert sweep.dataset.portion == portion and len(sweep.dataset) == 4
+    assert sweep.problem.normalizer.to_dict() == taken.normalizer.to_dict() != whole.normalizer.to_dict()
+    door = {n for n in range(len(whole)) if whole.extras["door_y"][n] == 10}
+    drawn = set(sweep.evaluation.segments[:, 0].tolist())
+    assert drawn == set(taken.split().valid) & door != set(whole.split().valid) & door
+    assert sweep.config["given"]["dataset"]["split_ratio"] == 0.5
+    save_model(tmp_path / "damaged", TINY, params, None, {PORTION: {"split_ratio": 2}})
+    with pytest.raises(ValueError, match="damaged: split_ratio must be a number from 0 to 1, not 2"):
+        prepare(checkpoint=str(tmp_path / "damaged"), dataset=str(data))
 
 
 DSET = dict(episodes__goal_source="dset", episodes__goal_horizon=2)

@@ -4,10 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from tests.data.official_files import make_maze, make_wall
+from tests.data.official_files import make_maze, make_wall, write
 from wmq_jax import training
 from wmq_jax.checkpoints.native import abstract_params, load_model, save_model
-from wmq_jax.data import Normalizer, load_trajectories, open_dataset
+from wmq_jax.checkpoints.opening import PORTION
+from wmq_jax.data import Normalizer, Portion, load_trajectories, open_dataset
 from wmq_jax.models import WorldModelConfig
 from wmq_jax.training.loop import StageResult, run_stage
 
@@ -79,6 +80,24 @@ def test_a_checkpoint_brings_its_sizes_and_its_statistics(converted, tmp_path):
     assert given.normalizer.to_dict() == open_dataset(config["dataset"]).normalizer.to_dict()
 
 
+def test_the_split_is_that_of_the_checkpoints_run(converted, tmp_path):
+    """And what is trained from it has it in turn, so that later validation episodes stay unseen."""
+    config, params = converted
+    portion = Portion(n_rollout=4, split_ratio=0.5)
+    model = load_model(tmp_path / "converted")
+    save_model(tmp_path / "with portion", model.config, params, None, {PORTION: portion._asdict()})
+    config["init"]["checkpoint"] = str(tmp_path / "with portion")
+    taken, given = training.take_given(config)
+    dataset = open_dataset(config["dataset"]).taken(portion)
+    assert (taken["data"]["train"], taken["data"]["validation"]) == (2, 2) and given.portion == portion
+    np.testing.assert_array_equal(given.trajectories["train"].actions, dataset.actions[dataset.split().train, :10])
+    assert given.normalizer.to_dict() == dataset.normalizer.to_dict()
+    assert taken["given"]["dataset"]["n_rollout"] == 4
+    save_model(tmp_path / "own", model.config, params, STATISTICS, {PORTION: portion._asdict()})
+    generated = {**config, "dataset": "", "init": {**config["init"], "checkpoint": str(tmp_path / "own")}}
+    assert training.take_given(generated)[1].portion == portion
+
+
 def run(config, folder, log=lambda line: None):
     config, given = training.take_given(config)
     settings = training.check_settings(config)
@@ -113,6 +132,7 @@ def test_training_starts_from_the_checkpoint(converted, tmp_path, monkeypatch, a
     for part in ("predictor", "proprio_encoder", "action_encoder", "decoder"):
         assert same(found[part], params[part]) == (not anew), part
     assert len(load_trajectories(tmp_path / "run" / "data" / "train.npz")[0].states) == 4
+    assert load_model(tmp_path / "run" / "model").metadata[PORTION] == Portion()._asdict()
 
 
 class Killed(BaseException):
@@ -150,6 +170,15 @@ def test_another_checkpoint_in_the_same_place_is_not_resumed_with(converted, tmp
     (tmp_path / "converted").rename(tmp_path / "old")
     (tmp_path / "other").rename(tmp_path / "converted")
     with pytest.raises(ValueError, match="config.given.params_sha256 is .* there and .* now"):
+        training.open_workdir(tmp_path / "run", training.take_given(config)[0], {})
+
+
+def test_another_content_of_the_data_set_is_not_resumed_with(converted, tmp_path):
+    config, _ = converted
+    training.open_workdir(tmp_path / "run", training.take_given(config)[0], {})
+    actions = open_dataset(config["dataset"]).actions
+    write(tmp_path / "wall_single" / "actions.pth", actions[::-1].copy())  # of the same statistics
+    with pytest.raises(ValueError, match="config.given.dataset.actions is .* there and .* now"):
         training.open_workdir(tmp_path / "run", training.take_given(config)[0], {})
 
 

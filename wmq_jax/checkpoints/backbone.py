@@ -122,7 +122,7 @@ def backbone_config(state: Mapping[str, np.ndarray], feature: str, heads: int | 
             "must be given (--encoder_heads)."
         )
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
-    blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d+)\.", name))}
+    blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
     gap = next(i for i in range(len(blocks) + 1) if i not in blocks)
     if gap < len(blocks):
         raise ValueError(f"the backbone has no weights blocks.{gap}, but blocks up to {max(blocks)}.")

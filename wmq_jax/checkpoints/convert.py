@@ -12,6 +12,7 @@ import io as stdio
 import json
 import os
 import re
+import types
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,15 +26,15 @@ from wmq_jax.checkpoints import hydra
 from wmq_jax.checkpoints.backbone import HEADS, backbone_config, load_backbone
 from wmq_jax.checkpoints.native import load_model, params_sha256, save_model
 from wmq_jax.checkpoints.official import MODULES, from_torch, is_unused, to_torch
-from wmq_jax.checkpoints.opening import model_path
-from wmq_jax.checkpoints.run_folder import checkpoint_name, open_run, settings_text
+from wmq_jax.checkpoints.opening import PORTION, kept_portion, model_path
+from wmq_jax.checkpoints.run_folder import BESIDE, checkpoint_name, open_run, settings_text
 from wmq_jax.data import Normalizer
 from wmq_jax.data.official import fixed_normalizer, open_dataset
 from wmq_jax.io.place import Place
+from wmq_jax.io.wording import listed, plain
 from wmq_jax.models import WorldModelConfig
 
 UNUSED = "unused.npz"
-BESIDE = "wmq_jax.json"
 _LARGEST_BESIDE = 1 << 20  # characters
 # Of weights in a state dict of the whole model. A backbone file lacks the `base_model` of a run's encoder.
 _PREFIXES = {module: f"{module}." for module in MODULES} | {"encoder": "encoder.base_model."}
@@ -50,7 +51,6 @@ class OfficialModel:
       settings: contents of `hydra.yaml`.
       epoch: epochs it was trained for; 0 if the file does not say.
       normalizer: its statistics, if the folder was written by `export_torch` and had them.
-      files: SHA-256 of every file that was read, by its path.
     """
 
     state: dict[str, np.ndarray]
@@ -58,7 +58,6 @@ class OfficialModel:
     settings: Mapping[str, Any]
     epoch: int
     normalizer: Normalizer | None
-    files: Mapping[str, str]
 
 
 class Mapped(NamedTuple):
@@ -106,12 +105,10 @@ def load_official(
     settings = hydra.read_hydra(settings_text(run), f"{run.path}/hydra.yaml")
     beside = _read_beside(run)
     modules, attributes = _modules(content, where)
-    files = [run.root if run.prefix is not None else run.root / name]
     if "encoder" in modules:
         heads = heads or attributes["encoder"].get("base_model.blocks.0.attn.num_heads")
     else:
-        modules["encoder"], file = _frozen_encoder(run, settings, backbone, where)
-        files.append(file)
+        modules["encoder"] = _frozen_encoder(run, settings, backbone, where)
     config = _config(settings, modules, heads or beside.get("encoder_heads"))
     if config.decoder is None:
         modules.pop("decoder", None)
@@ -122,16 +119,15 @@ def load_official(
         settings=settings,
         epoch=trained if isinstance(trained, int) else 0,
         normalizer=Normalizer.from_dict(beside["normalizer"]) if beside.get("normalizer") else None,
-        files={str(path): io.sha256_of(path) for path in files},
     )
 
 
 def _frozen_encoder(
     run: Place, settings: Mapping[str, Any], backbone: str | os.PathLike | None, where: str
-) -> tuple[dict[str, np.ndarray], Path]:
-    """Weights of a backbone, and the file that they are in: the one given, or the one beside the run."""
+) -> dict[str, np.ndarray]:
+    """Weights of a backbone: of the file given, or of the one beside the run."""
     if backbone is not None:
-        return load_backbone(backbone), Path(backbone)
+        return load_backbone(backbone)
     name = hydra.backbone_file(settings)
     if not run.has(name):
         raise ValueError(
@@ -139,8 +135,7 @@ def _frozen_encoder(
             f"{name} either."
         )
     with run.open(name) as file:
-        state = load_backbone(file, f"{run.path}/{name}")
-    return state, run.root if run.prefix is not None else run.root / name
+        return load_backbone(file, f"{run.path}/{name}")
 
 
 def _read_beside(run: Place) -> dict[str, Any]:
@@ -155,7 +150,7 @@ def _read_beside(run: Place) -> dict[str, Any]:
             if type(found["encoder_heads"]) is not int or found["encoder_heads"] < 1:
                 raise ValueError("encoder_heads must be a whole number of 1 or more")
         except (ValueError, KeyError, TypeError, RecursionError) as error:
-            raise ValueError(f"{run.path}/{BESIDE} is damaged ({error})") from None
+            raise ValueError(f"{run.path}/{BESIDE} is damaged ({plain(error)})") from None
     return found
 
 
@@ -176,9 +171,7 @@ def _modules(content: Any, where: str) -> tuple[dict[str, dict[str, np.ndarray]]
             raise ValueError(f"{where}: its {module} is neither a module nor a dictionary of tensors.")
     missing = [module for module in _PLANNING if not weights.get(module)]
     if missing:
-        raise ValueError(
-            f"{where} has no {' and no '.join(missing)}; it holds {', '.join(map(str, content)) or 'nothing'}."
-        )
+        raise ValueError(f"{where} has no {' and no '.join(missing)}; it holds {listed(content) or 'nothing'}.")
     weights["predictor"] = {_official_name(name): w for name, w in weights["predictor"].items()}
     if "encoder" in weights:
         weights["encoder"] = {name.removeprefix("base_model."): w for name, w in weights["encoder"].items()}
@@ -247,7 +240,7 @@ def official_normalizer(
         zeros, ones = ([np.full(width, value) for width in widths] for value in (0.0, 1.0))
         return Normalizer(zeros[0], ones[0], zeros[1], ones[1])
     if dataset:
-        normalizer = open_dataset(dataset).normalizer
+        normalizer = open_dataset(dataset).taken(hydra.portion(model_settings)).normalizer
     else:
         normalizer = kept or fixed_normalizer(hydra.environment(model_settings))
     if normalizer is not None:
@@ -259,25 +252,19 @@ def official_normalizer(
     return normalizer
 
 
-def check_digests(files: Mapping[str, str], expected: Sequence[str]) -> None:
-    """Checks that every expected SHA-256 is that of a file that was read.
-
-    Raises:
-      ValueError: one is of no file; what was found is listed.
-    """
-    for digest in expected:
-        if digest.lower() not in files.values():
-            listed = ", ".join(f"{path} {found}" for path, found in files.items())
-            raise ValueError(f"no file has the SHA-256 {digest}; found: {listed}.")
-
-
-def convert_run(model: OfficialModel, out: str | os.PathLike, normalizer: Normalizer | None) -> Mapped:
+def convert_run(
+    model: OfficialModel,
+    out: str | os.PathLike,
+    normalizer: Normalizer | None,
+    files: Mapping[str, str] = types.MappingProxyType({}),
+) -> Mapped:
     """Writes an official model as our checkpoint.
 
     Args:
       model: from `load_official`.
       out: the new folder.
       normalizer: from `official_normalizer`.
+      files: what it was read from, for the record (see `wmq_jax.checkpoints.digests`).
 
     Raises:
       ValueError: weights are missing, surplus or of other shapes (each is named), or the folder is in use.
@@ -288,10 +275,11 @@ def convert_run(model: OfficialModel, out: str | os.PathLike, normalizer: Normal
     dtypes = {name: w.dtype.name for name, w in model.state.items() if w.dtype != np.float32}
     metadata = {
         "env": hydra.environment(model.settings),
+        PORTION: hydra.portion(model.settings)._asdict(),
         "epoch": model.epoch,
         "official": {
             "settings": _json(model.settings),
-            "files": dict(model.files),
+            "files": dict(files),
             "dtypes": dtypes,
             "unused": sorted(unused),
         },
@@ -346,7 +334,7 @@ def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[
         module, rest = name.split(".", 1)
         modules.setdefault(module, {})[rest.removeprefix("base_model.")] = weight
     settings = official.get("settings") or hydra.hydra_settings(
-        source.config, backbone_name(source.config), source.metadata.get("env", "wall")
+        source.config, backbone_name(source.config), source.metadata.get("env", "wall"), kept_portion(source)
     )
     beside = {
         "normalizer": None if source.normalizer is None else source.normalizer.to_dict(),
@@ -402,4 +390,4 @@ def _load_unused(checkpoint: Path, names: Sequence[str]) -> dict[str, np.ndarray
         with np.load(checkpoint / UNUSED, allow_pickle=False) as file:
             return {name: file[name] for name in names}
     except (ValueError, OSError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{checkpoint / UNUSED} is damaged ({error}).") from None
+        raise ValueError(f"{checkpoint / UNUSED} is damaged ({plain(error)}).") from None

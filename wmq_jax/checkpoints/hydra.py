@@ -6,10 +6,14 @@ from typing import Any
 
 import yaml
 
+from wmq_jax.data import Portion
+from wmq_jax.io.wording import plain, quoted
 from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, WorldModelConfig
+from wmq_jax.models.config import FEATURES
 
 LARGEST = 1 << 20  # characters
 _LARGEST_SIZE = 8192
+_MOST_TRAJECTORIES = 1 << 31
 
 
 class _PlainLoader(yaml.SafeLoader):
@@ -37,14 +41,20 @@ def read_hydra(text: str, where: str) -> dict[str, Any]:
         settings = yaml.load(text, _PlainLoader)
     # Constructors of explicit tags raise what they like (!!bool maybe: KeyError, !!int "": IndexError).
     except (yaml.YAMLError, ValueError, RecursionError, LookupError, AttributeError, TypeError) as error:
-        raise ValueError(f"{where} is no plain YAML: {' '.join(str(error).split())}.") from None
+        raise ValueError(f"{where} is no plain YAML: {plain(' '.join(str(error)[:1000].split()), 200)}.") from None
     if not isinstance(settings, dict):
         raise ValueError(f"{where} is no YAML mapping of settings.")
     return settings
 
 
-def _setting(settings: Mapping[str, Any], path: str, kind: type | tuple[type, ...], default: Any = None) -> Any:
-    """The setting at a dotted path; without a default it must be there."""
+def _setting(
+    settings: Mapping[str, Any],
+    path: str,
+    kind: type | tuple[type, ...],
+    default: Any = None,
+    largest: int = _LARGEST_SIZE,
+) -> Any:
+    """The setting at a dotted path; without a default it must be there. `largest` bounds a number's absolute value."""
     value: Any = settings
     for part in path.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
@@ -53,11 +63,11 @@ def _setting(settings: Mapping[str, Any], path: str, kind: type | tuple[type, ..
     # A truth value is a whole number to Python.
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
         names = " or ".join(k.__name__ for k in (kind if isinstance(kind, tuple) else (kind,)))
-        found = "is missing" if value is None else f"is {value!r}"
+        found = "is missing" if value is None else f"is {quoted(value)}"
         raise ValueError(f"hydra.yaml: {path} must be a {names}, but {found}.")
     # Sizes become loops and arrays before any weight is compared with them.
-    if isinstance(value, (int, float)) and not abs(value) <= _LARGEST_SIZE:
-        raise ValueError(f"hydra.yaml: {path} is {value}; numbers up to {_LARGEST_SIZE} are accepted.")
+    if isinstance(value, (int, float)) and not abs(value) <= largest:
+        raise ValueError(f"hydra.yaml: {path} is {quoted(value)}; numbers up to {largest} are accepted.")
     return value
 
 
@@ -65,7 +75,7 @@ def _target(settings: Mapping[str, Any], part: str, accepted: tuple[str, ...]) -
     """The class name that a part is made from."""
     name = _setting(settings, f"{part}._target_", str).rsplit(".", 1)[-1]
     if name not in accepted:
-        raise ValueError(f"hydra.yaml: {part}._target_ names {name}; accepted: {', '.join(accepted)}.")
+        raise ValueError(f"hydra.yaml: {part}._target_ names {plain(name)}; accepted: {', '.join(accepted)}.")
     return name
 
 
@@ -73,17 +83,20 @@ def encoder_feature(settings: Mapping[str, Any]) -> str:
     """Which of the backbone's outputs the run uses.
 
     Raises:
-      ValueError: its encoder is not DINOv2.
+      ValueError: its encoder is not DINOv2, or has no such output.
     """
     _target(settings, "encoder", ("DinoV2Encoder",))
-    return _setting(settings, "encoder.feature_key", str)
+    feature = _setting(settings, "encoder.feature_key", str)
+    if feature not in FEATURES:
+        raise ValueError(f"hydra.yaml: encoder.feature_key is {quoted(feature)}; accepted: {', '.join(FEATURES)}.")
+    return feature
 
 
 def backbone_file(settings: Mapping[str, Any]) -> str:
     """Name of the file that the backbone is published in."""
     name = _setting(settings, "encoder.name", str)
     if not re.fullmatch(r"\w+", name):
-        raise ValueError(f"hydra.yaml: encoder.name must be letters, digits and underscores, not {name!r}.")
+        raise ValueError(f"hydra.yaml: encoder.name must be letters, digits and underscores, not {quoted(name)}.")
     # Models with registers, dinov2_vits14_reg, are published as dinov2_vits14_reg4_pretrain.pth.
     return f"{re.sub('_reg$', '_reg4', name)}_pretrain.pth"
 
@@ -105,7 +118,7 @@ def model_config(
     name = _setting(settings, "encoder.name", str)
     if name.endswith("_reg") != bool(encoder.registers):
         raise ValueError(
-            f"hydra.yaml names the backbone {name}, but the one given has {encoder.registers} register tokens."
+            f"hydra.yaml names the backbone {plain(name)}, but the one given has {encoder.registers} register tokens."
         )
     if not _setting(settings, "has_predictor", bool, True):
         raise ValueError("hydra.yaml: the run has no predictor (has_predictor is false), so it cannot plan.")
@@ -156,13 +169,30 @@ def normalizes_actions(settings: Mapping[str, Any]) -> bool:
     return _setting(settings, "normalize_action", bool, True)
 
 
-def hydra_settings(config: WorldModelConfig, backbone: str, env: str) -> dict[str, Any]:
+def portion(settings: Mapping[str, Any]) -> Portion:
+    """What the run took of its data set; where the settings do not say, what the published runs took.
+
+    Raises:
+      ValueError: it is no such number.
+    """
+    default = Portion()
+    # Officially 0 means all, too.
+    count = _setting(settings, "env.dataset.n_rollout", int, 0, largest=_MOST_TRAJECTORIES)
+    ratio = _setting(settings, "env.dataset.split_ratio", (int, float), default.split_ratio)
+    try:
+        return Portion.from_dict({"n_rollout": count or None, "split_ratio": ratio})
+    except ValueError as error:
+        raise ValueError(f"hydra.yaml: env.dataset: {error}.") from None
+
+
+def hydra_settings(config: WorldModelConfig, backbone: str, env: str, taken: Portion = Portion()) -> dict[str, Any]:
     """The inverse of `model_config`: settings that describe a model.
 
     Args:
       config: the model.
       backbone: the backbone's name, such as 'dinov2_vits14'.
       env: name of the environment.
+      taken: what was taken of the data set.
     """
     predictor, decoder = config.predictor, config.decoder
     settings: dict[str, Any] = {
@@ -178,7 +208,7 @@ def hydra_settings(config: WorldModelConfig, backbone: str, env: str) -> dict[st
         "num_pred": 1,
         "has_predictor": True,
         "has_decoder": decoder is not None,
-        "env": {"name": env},
+        "env": {"name": env, "dataset": taken._asdict()},
         "encoder": {
             "_target_": "models.dino.DinoV2Encoder",
             "name": backbone,

@@ -24,6 +24,7 @@ from wmq_jax import io, quant
 from wmq_jax.checkpoints import packed
 from wmq_jax.data import Normalizer
 from wmq_jax.io.orbax import restore_tree, save_tree
+from wmq_jax.io.wording import plain, quoted
 from wmq_jax.models import WorldModel, WorldModelConfig
 
 FORMAT = "wmq_jax model 1"
@@ -138,7 +139,9 @@ def load_model(path: str | os.PathLike, quantized: bool = False) -> ModelCheckpo
     try:
         params = packed.from_arrays(restore_tree(path / _TREE, packed.to_arrays(stored)), stored)
     except (ValueError, KeyError) as error:
-        raise ValueError(f"model checkpoint {path}: its parameters do not fit its configuration ({error})") from None
+        raise ValueError(
+            f"model checkpoint {path}: its parameters do not fit its configuration ({plain(error, 500)})"
+        ) from None
     params = jax.tree.map(np.asarray, quant.expand(params))
     check_params(config, params, where=str(path))
     return ModelCheckpoint(config, params, normalizer, description["metadata"], quantizers, description["packed"])
@@ -209,7 +212,7 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise ValueError(f"model checkpoint {path}: {_DESCRIPTION} must have the fields {', '.join(fields)}")
     if description["format"] != FORMAT:
         raise ValueError(
-            f"model checkpoint {path}: its format is {description['format']!r}, this version reads {FORMAT!r}"
+            f"model checkpoint {path}: its format is {quoted(description['format'])}, this version reads {FORMAT!r}"
         )
     return description
 
@@ -218,9 +221,9 @@ def _check_files(path: Path, recorded: Mapping[str, str]) -> None:
     found = _digests(path)
     for name, digest in recorded.items():
         if name not in found:
-            raise ValueError(f"model checkpoint {path}: its file {name} is missing")
+            raise ValueError(f"model checkpoint {path}: its file {plain(name)} is missing")
         if found[name] != digest:
-            raise ValueError(f"model checkpoint {path}: its file {name} is damaged")
+            raise ValueError(f"model checkpoint {path}: its file {plain(name)} is damaged")
 
 
 def _digests(path: Path) -> dict[str, str]:

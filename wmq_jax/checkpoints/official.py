@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import traverse_util
 
+from wmq_jax.io.wording import listed
 from wmq_jax.models import WorldModel, WorldModelConfig
 
 MODULES = ("encoder", "predictor", "proprio_encoder", "action_encoder", "decoder")
@@ -183,7 +184,7 @@ def from_torch(state: State, config: WorldModelConfig) -> dict[str, Any]:
             params[weight.path] = np.ascontiguousarray(weight.layout.ours(theirs))
     if problems:
         raise ValueError(
-            f"these weights do not fit the model's configuration ({len(problems)}): {'; '.join(problems)}."
+            f"these weights do not fit the model's configuration ({len(problems)}): {listed(problems, separator='; ')}."
         )
     return traverse_util.unflatten_dict(params)
 

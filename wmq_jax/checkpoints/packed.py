@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmq_jax import quant
+from wmq_jax.io.wording import plain, quoted
 from wmq_jax.quant import paths
 
 # Fields of a packed kernel that are arrays, or None.
@@ -52,11 +53,11 @@ def abstract(shapes: Any, described: Mapping[str, Any]) -> Any:
     kernels = {}
     for name, fields in described.items():
         if name not in leaves:
-            raise ValueError(f"it packs '{name}', which the configuration does not have")
+            raise ValueError(f"it packs {quoted(name)}, which the configuration does not have")
         try:
             kernels[name] = _abstract_kernel(leaves[name], fields)
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"its packed '{name}' cannot be read ({error})") from None
+            raise ValueError(f"its packed {quoted(name)} cannot be read ({plain(error)})") from None
     return paths.map_named(lambda name, leaf: kernels.get(name, leaf), shapes)
 
 
@@ -102,7 +103,7 @@ def quantizers_from_json(described: Mapping[str, Mapping[str, Any]]) -> Any:
         try:
             arrays = {field: jnp.asarray(fields[field], dtype) for field, dtype in dtypes.items()}
         except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"its quantizer of site '{site}' cannot be read ({error})") from None
+            raise ValueError(f"its quantizer of site {quoted(site)} cannot be read ({plain(error)})") from None
         quantizers[f"{site}/input"] = quant.Quantizer(**arrays)
     return paths.nest(quantizers)
 

@@ -9,8 +9,10 @@ import re
 
 from wmq_jax.checkpoints import hydra
 from wmq_jax.io.place import Place, open_place
+from wmq_jax.io.wording import listed
 
 SETTINGS = "hydra.yaml"
+BESIDE = "wmq_jax.json"  # ours, which the original ignores: what the other files have no place for
 
 
 def open_run(path: str | os.PathLike) -> Place:
@@ -47,7 +49,5 @@ def checkpoint_name(run: Place, epoch: str = "latest") -> str:
     if epoch == "latest" and epoch not in epochs and numbers:
         epoch = numbers[-1]
     if epoch not in epochs:
-        raise ValueError(
-            f"{run.path} has no checkpoints/model_{epoch}.pth; epochs there: {', '.join(epochs) or 'none'}"
-        )
+        raise ValueError(f"{run.path} has no checkpoints/model_{epoch}.pth; epochs there: {listed(epochs) or 'none'}")
     return f"checkpoints/model_{epoch}.pth"

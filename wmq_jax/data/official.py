@@ -10,13 +10,15 @@ States, actions and lengths of all episodes are small and read at once. Source: 
 
 import dataclasses
 import functools
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from wmq_jax.data.normalizer import Normalizer
-from wmq_jax.data.splits import Split, split_trajectories
+from wmq_jax.data.splits import Portion, Split, split_trajectories
 from wmq_jax.data.trajectories import Trajectories
 from wmq_jax.data.video import read_video
 from wmq_jax.io import load_torch
@@ -53,6 +55,7 @@ class OfficialDataset:
       proprio: (N, T, p) float32, in the environment's units.
       lengths: (N,) int64, valid steps of each episode.
       extras: what the layout has beside: `door_y` and `wall_x` (N,) float32 of Wall, `shape` (N,) of PushT.
+      portion: what of it this is, and how it is split.
     """
 
     place: Place
@@ -62,6 +65,7 @@ class OfficialDataset:
     proprio: np.ndarray
     lengths: np.ndarray
     extras: Mapping[str, np.ndarray]
+    portion: Portion = Portion()
 
     def __len__(self) -> int:
         return len(self.states)
@@ -74,12 +78,40 @@ class OfficialDataset:
         valid = np.arange(self.states.shape[1]) < self.lengths[:, None]
         return Normalizer.fit(self.actions[valid], self.proprio[valid])
 
-    def split(self, train_fraction: float = 0.9, seed: int = 42) -> Split:
+    def taken(self, portion: Portion) -> "OfficialDataset":
+        """The data set as a run takes it; of fewer trajectories than `portion` asks for, all, as officially."""
+        first = slice(portion.n_rollout)
+        arrays = {name: getattr(self, name)[first] for name in ("states", "actions", "proprio", "lengths")}
+        extras = {name: values[first] for name, values in self.extras.items()}
+        return dataclasses.replace(self, **arrays, extras=extras, portion=portion)
+
+    def identity(self, frames_of: Sequence[int] = ()) -> dict[str, Any]:
+        """What tells the data set's content apart: its portion, and the SHA-256 of every array, as JSON values.
+
+        Args:
+          frames_of: episodes whose frames count too; those of all would be gigabytes.
+
+        Raises:
+          FileNotFoundError, ValueError: the file of an episode is missing or damaged in its zip file.
+        """
+        arrays = {name: getattr(self, name) for name in ("states", "actions", "proprio", "lengths")} | dict(self.extras)
+        found = {name: hashlib.sha256(np.ascontiguousarray(array)).hexdigest() for name, array in arrays.items()}
+        frames = hashlib.sha256()
+        for episode in frames_of:
+            with self.place.open(self._frames_file(episode)) as file:
+                frames.update(hashlib.file_digest(file, "sha256").digest())
+        return {**self.portion._asdict(), **found, "frames": frames.hexdigest() if len(frames_of) else ""}
+
+    def split(self, seed: int = 42) -> Split:
         """The official random split; PushT's is by folders, and each of them is its own part as a whole."""
         if self.layout == "pusht_noise":
             everything, nothing = np.arange(len(self)), np.arange(0)
             return Split(nothing, everything) if self.place.name == "val" else Split(everything, nothing)
-        return split_trajectories(len(self), train_fraction, seed)
+        return split_trajectories(len(self), self.portion.split_ratio, seed)
+
+    def _frames_file(self, episode: int) -> str:
+        suffix = "mp4" if self.layout == "pusht_noise" else "pth"
+        return f"obses/episode_{episode:03d}.{suffix}"
 
     def frames(self, episode: int, steps: Sequence[int] | None = None) -> np.ndarray:
         """Frames of one episode; only its file is read.
@@ -99,11 +131,11 @@ class OfficialDataset:
         """
         if not 0 <= episode < len(self):
             raise IndexError(f"{self.place.path} has episodes 0 to {len(self) - 1}, not {episode}")
-        suffix = "mp4" if self.layout == "pusht_noise" else "pth"
-        name = f"obses/episode_{episode:03d}.{suffix}"
+        name = self._frames_file(episode)
         where = f"{self.place.path}/{name}"
         with self.place.open(name) as file:
-            frames = read_video(file, where) if suffix == "mp4" else load_torch(file, name=where)
+            is_video = name.endswith(".mp4")
+            frames = read_video(file, where, self.lengths[episode]) if is_video else load_torch(file, name=where)
         frames = _channel_last(frames, where)
         if len(frames) < self.lengths[episode]:
             raise ValueError(f"{where} has {len(frames)} frames, but the episode has {self.lengths[episode]} steps")
@@ -118,13 +150,12 @@ class OfficialDataset:
         return Trajectories(self.states[episodes, : steps + 1], self.actions[episodes, :steps])
 
 
-def wall_parts(dataset: OfficialDataset, frameskip: int, train_fraction: float = 0.9) -> dict[str, Trajectories]:
+def wall_parts(dataset: OfficialDataset, frameskip: int) -> dict[str, Trajectories]:
     """The episodes of a Wall data set in our compact format, split officially.
 
     Args:
       dataset: the data set.
       frameskip: environment steps of a model action.
-      train_fraction: share of all episodes that train.
 
     Returns:
       'train' and 'validation'; their states (N, T + 1, 4) are position and layout (x, y, door_y, wall_x).
@@ -136,7 +167,7 @@ def wall_parts(dataset: OfficialDataset, frameskip: int, train_fraction: float =
     if dataset.layout != "wall_single":
         raise ValueError(f"{path} is of layout {dataset.layout}; training on the wall takes wall_single")
     parts = {}
-    for name, episodes in zip(("train", "validation"), dataset.split(train_fraction)):
+    for name, episodes in zip(("train", "validation"), dataset.split()):
         if not len(episodes):
             raise ValueError(f"{path} has {len(dataset)} episodes, of which none is left for {name}")
         states, actions = dataset.trajectories(episodes, frameskip)

@@ -2,10 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from wmq_jax.io.wording import quoted
+
+
+class Portion(NamedTuple):
+    """What a run takes of its data set, under the names of `hydra.yaml`; the defaults are the published runs'.
+
+    Attributes:
+      n_rollout: so many trajectories from the first on, of each folder that a layout has; None for all. Statistics are
+        of these alone.
+      split_ratio: share of them that trains, where the data set has no folders for that.
+    """
+
+    n_rollout: int | None = None
+    split_ratio: float = 0.9
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Portion:
+        """The inverse of `_asdict`; what is missing has its default.
+
+        Raises:
+          ValueError: a field is unknown or no such number.
+        """
+        if not isinstance(values, Mapping) or not set(values) <= set(cls._fields):
+            raise ValueError(f"the portion of a data set has the fields {', '.join(cls._fields)} and no others")
+        portion = cls(**values)
+        if portion.n_rollout is not None and (type(portion.n_rollout) is not int or portion.n_rollout < 1):
+            raise ValueError(f"n_rollout must be a whole number of 1 or more, or null, not {quoted(portion.n_rollout)}")
+        if type(portion.split_ratio) not in (int, float) or not 0 <= portion.split_ratio <= 1:
+            raise ValueError(f"split_ratio must be a number from 0 to 1, not {quoted(portion.split_ratio)}")
+        return portion
 
 
 class Split(NamedTuple):

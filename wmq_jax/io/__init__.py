@@ -4,7 +4,7 @@
 """
 
 from wmq_jax.io.atomic import append_line, write_bytes, write_json, write_text
-from wmq_jax.io.checksum import check_sha256, sha256_of
+from wmq_jax.io.checksum import sha256_of
 from wmq_jax.io.safetensors_file import load_safetensors
 from wmq_jax.io.torch_file import Module, Opaque, TorchFileError, load_torch
 from wmq_jax.io.torch_writer import save_torch
@@ -16,7 +16,6 @@ __all__ = [
     "TorchFileError",
     "adopt_config",
     "append_line",
-    "check_sha256",
     "load_safetensors",
     "load_torch",
     "locked",

@@ -12,6 +12,8 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+from wmq_jax.io.wording import plain
+
 # Seeds of random generators are the longest integers in checkpoints: 64 bits and a sign.
 _LONGEST_INTEGER = 16
 # Longer ones can be chosen to have equal hashes, and a dictionary of them takes for ever.
@@ -197,11 +199,11 @@ class _Machine:
             raise PickleError(f"its pickle calls a {type(function).__name__}, which is refused")
         # Arguments are copied at every call, and a file may repeat a long tuple as often as it likes.
         if len(args) > _MOST_ARGUMENTS:
-            raise PickleError(f"its pickle calls {function.name} with arguments that it does not take")
+            raise PickleError(f"its pickle calls {plain(function.name)} with arguments that it does not take")
         try:
             self._push(function.build(*args))
         except TypeError:
-            raise PickleError(f"its pickle calls {function.name} with arguments that it does not take") from None
+            raise PickleError(f"its pickle calls {plain(function.name)} with arguments that it does not take") from None
 
     def _build(self) -> None:
         state = self._pop()
@@ -263,6 +265,7 @@ _HANDLERS: dict[bytes, Callable[[_Machine], None]] = {
     b"B": lambda m: m._push(m._take(m._number("<I"))),
     b"C": lambda m: m._push(m._take(m._number("<B"))),
     b"\x8e": lambda m: m._push(m._take(m._number("<Q"))),
+    b"\x96": lambda m: m._push(m._take(m._number("<Q"))),  # BYTEARRAY8, which nobody here changes
     b"q": lambda m: m._put(m._number("<B")),
     b"r": lambda m: m._put(m._number("<I")),
     b"\x94": lambda m: m._put(len(m._memo)),

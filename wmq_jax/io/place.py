@@ -5,9 +5,9 @@ A path may lead into a zip file (`outputs.zip/wall_single`); only the files that
 
 import contextlib
 import dataclasses
-import lzma
 import os
 import shutil
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -15,16 +15,28 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-_OPENING_ERRORS = (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError)
-_READING_ERRORS = (
+from wmq_jax.io.wording import listed, plain
+
+# A damaged directory makes zipfile seek to places that there are not (OSError), among others.
+_ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
-    lzma.LZMAError,
+    struct.error,
     EOFError,
+    KeyError,
     NotImplementedError,
+    OSError,
+    OverflowError,
     RuntimeError,
     ValueError,
 )
+
+# What a file may expand to, in bytes or times its compressed size, whichever is more. Weights compress to a half at
+# best, states padded with zeros to a fifth; a few white frames, which compress a hundredfold, are small. So an archive
+# can fill no more of a disk than a small multiple of itself, where deflate alone would give it a thousand times.
+_FREE_BYTES, _MOST_EXPANDED = 64 << 20, 20
+# As they are published. Other methods state in the file how much memory their decoder takes.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +85,7 @@ class Place:
 
         Raises:
           FileNotFoundError: there is no such file.
-          ValueError: the zip file is damaged there.
+          ValueError: the zip file is damaged there, or would expand it beyond what such files expand to.
         """
         if not self.has(name):
             raise FileNotFoundError(f"there is no file {self.path}/{name}")
@@ -83,12 +95,29 @@ class Place:
             return
         with tempfile.TemporaryFile() as copy:
             try:
-                with zipfile.ZipFile(self.root) as archive, archive.open(self.prefix + name) as member:
+                with zipfile.ZipFile(self.root) as archive, archive.open(self._member(archive, name)) as member:
                     shutil.copyfileobj(member, copy, 1 << 20)
-            except _READING_ERRORS as error:
-                raise ValueError(f"{self.path}/{name} is damaged in its zip file ({str(error)[:100]})") from None
+            except _ZIP_ERRORS as error:
+                raise ValueError(f"{self.path}/{name} cannot be read from its zip file: {plain(error)}") from None
             copy.seek(0)
             yield copy
+
+    def _member(self, archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
+        """A file in the zip file, refused if it declares more bytes than such files have; more are never read."""
+        info = archive.getinfo(self.prefix + name)
+        if info.compress_type not in _METHODS:
+            raise ValueError("it is neither stored nor deflated")
+        # The compressed size is what the archive states, too.
+        packed = min(info.compress_size, self.root.stat().st_size)
+        if info.file_size > max(_FREE_BYTES, _MOST_EXPANDED * packed):
+            raise ValueError(f"its {packed} bytes would expand to {info.file_size}, which no weights or frames do")
+        return info
+
+
+def archive_of(path: str | os.PathLike) -> Path | None:
+    """The file that a path is or leads into; None on disk."""
+    path = Path(path)
+    return next((p for p in (path, *path.parents) if p.is_file()), None)
 
 
 def open_place(path: str | os.PathLike, markers: Sequence[str], what: str) -> Place:
@@ -108,7 +137,7 @@ def open_place(path: str | os.PathLike, markers: Sequence[str], what: str) -> Pl
     folder = Path(text)
     if any((folder / marker).is_file() for marker in markers):
         return Place(text, folder)
-    archive = next((p for p in (folder, *folder.parents) if p.is_file()), None)
+    archive = archive_of(folder)
     if archive is not None:
         return _open_in_zip(text, archive, folder.relative_to(archive).as_posix(), markers, what)
     above = next(p for p in (folder, *folder.parents) if p.is_dir())
@@ -123,8 +152,8 @@ def _open_in_zip(text: str, archive: Path, inside: str, markers: Sequence[str], 
     try:
         with zipfile.ZipFile(archive) as file:
             names = [info.filename for info in file.infolist() if not info.is_dir()]
-    except _OPENING_ERRORS as error:
-        raise ValueError(f"{archive} is no zip file, or cut short or damaged ({str(error)[:100]})") from None
+    except _ZIP_ERRORS as error:
+        raise ValueError(f"{archive} is no zip file, or cut short or damaged ({plain(error)})") from None
     found = {name.removesuffix(marker) for name in names for marker in markers if f"/{name}".endswith(f"/{marker}")}
     # A folder of which a part looks like the whole, such as train/ of a data set, counts once.
     whole = {prefix for prefix in found if not any(prefix != other and prefix.startswith(other) for other in found)}
@@ -137,5 +166,5 @@ def _open_in_zip(text: str, archive: Path, inside: str, markers: Sequence[str], 
 
 
 def _not_there(text: str, above: Path, there: set[str], markers: Sequence[str], what: str) -> str:
-    listed = f"{above} has {', '.join(sorted(there))}" if there else f"{above} has none"
-    return f"there is no {what} {text} (a folder with {' or '.join(markers)}); {listed}"
+    found = f"{above} has {listed(sorted(there)) or 'none'}"
+    return f"there is no {what} {text} (a folder with {' or '.join(markers)}); {found}"

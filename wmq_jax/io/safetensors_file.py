@@ -5,15 +5,14 @@ from pathlib import Path
 
 import numpy as np
 
-from wmq_jax.io.checksum import check_sha256
+from wmq_jax.io.wording import plain
 
 
-def load_safetensors(path: str | os.PathLike, sha256: str | None = None) -> dict[str, np.ndarray]:
+def load_safetensors(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """Reads all tensors of a file.
 
     Args:
       path: the file.
-      sha256: what the SHA-256 of the whole file must be; None does not check it.
 
     Returns:
       Name -> array; bfloat16 is ml_dtypes'.
@@ -29,10 +28,7 @@ def load_safetensors(path: str | os.PathLike, sha256: str | None = None) -> dict
         from safetensors.numpy import load_file
     except ImportError:
         raise ValueError(f"{path}: reading it needs the safetensors package: pip install safetensors") from None
-    if sha256 is not None:
-        with open(path, "rb") as file:
-            check_sha256(file, sha256, str(path))
     try:
         return load_file(path)
     except (SafetensorError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path}: it is no safetensors file, cut short or damaged ({error})") from None
+        raise ValueError(f"{path}: it is no safetensors file, cut short or damaged ({plain(error)})") from None

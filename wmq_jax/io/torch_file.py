@@ -19,9 +19,9 @@ from typing import Any, BinaryIO, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from wmq_jax.io.checksum import check_sha256
 from wmq_jax.io.pickle_reader import Builder, PickleError, StandIn, read_pickle, stand_in
 from wmq_jax.io.torch_writer import STORAGES
+from wmq_jax.io.wording import plain, quoted
 
 # Packages whose classes become stand-ins: the world model, its backbone, torch's modules, and what trained them.
 _CLASS_PACKAGES = ("models.", "dinov2.", "torch.nn.modules.", "torch.optim.", "accelerate.")
@@ -90,12 +90,11 @@ class _Tensor:
     strides: tuple[int, ...]
 
 
-def load_torch(source: str | os.PathLike | BinaryIO, sha256: str | None = None, name: str | None = None) -> Any:
+def load_torch(source: str | os.PathLike | BinaryIO, name: str | None = None) -> Any:
     """Reads a zip file of `torch.save`.
 
     Args:
       source: a path, or an open binary file that can seek.
-      sha256: what the SHA-256 of the whole file must be; None does not check it.
       name: what messages call the file; its path if not given.
 
     Returns:
@@ -105,7 +104,7 @@ def load_torch(source: str | os.PathLike | BinaryIO, sha256: str | None = None, 
 
     Raises:
       FileNotFoundError: there is no such file.
-      TorchFileError: it is of another type, cut, damaged (CRC or SHA-256), or holds something that is refused; the
+      TorchFileError: it is of another type, cut, damaged (CRC), or holds something that is refused; the
         message names it.
     """
     is_open = hasattr(source, "read")
@@ -114,8 +113,6 @@ def load_torch(source: str | os.PathLike | BinaryIO, sha256: str | None = None, 
         raise FileNotFoundError(f"there is no file {source}")
     try:
         with contextlib.nullcontext(source) if is_open else open(source, "rb") as file:
-            if sha256 is not None:
-                check_sha256(file, sha256, name)
             return _read(file)
     except PickleError as error:
         raise TorchFileError(f"{name}: {error}.") from None
@@ -162,11 +159,11 @@ class _Archive:
                     data[at : at + len(piece)] = np.frombuffer(piece, np.uint8)
                     at += len(piece)
         except KeyError:
-            raise PickleError(f"its entry {entry} is missing") from None
+            raise PickleError(f"its entry {plain(entry)} is missing") from None
         except (*_ZIP_ERRORS, OSError) as error:
-            raise PickleError(f"its entry {entry} is damaged ({str(error)[:100]})") from None
+            raise PickleError(f"its entry {plain(entry)} is damaged ({plain(error)})") from None
         if at != info.file_size:
-            raise PickleError(f"its entry {entry} is cut short")
+            raise PickleError(f"its entry {plain(entry)} is cut short")
         return data
 
     def storage(self, storage: _Storage) -> np.ndarray:
@@ -174,7 +171,7 @@ class _Archive:
         data = self.read(f"data/{storage.key}")
         expected = storage.size * storage.dtype.itemsize
         if data.size != expected:
-            raise PickleError(f"its storage {storage.key} has {data.size} bytes, not {expected}")
+            raise PickleError(f"its storage {plain(storage.key)} has {data.size} bytes, not {expected}")
         if storage.dtype == bool:
             # Any other byte would be a truth value that is neither.
             return data != 0 if (data > 1).any() else data.view(bool)
@@ -235,9 +232,11 @@ def _tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Te
     elements = math.prod(shape)
     last = offset + sum((n - 1) * step for n, step in zip(shape, strides))
     if elements and last >= storage.size:
-        raise PickleError(f"a tensor of shape {shape} reaches beyond its storage {storage.key}")
+        raise PickleError(f"a tensor of shape {plain(shape)} reaches beyond its storage {plain(storage.key)}")
     if elements > max(storage.size, _MOST_REPEATED):
-        raise PickleError(f"a tensor of shape {shape} repeats the {storage.size} elements of its storage too often")
+        raise PickleError(
+            f"a tensor of shape {plain(shape)} repeats the {storage.size} elements of its storage too often"
+        )
     return _Tensor(storage, offset, shape, strides)
 
 
@@ -304,7 +303,7 @@ def _resolve(module: str, name: str) -> Any:
         is_class = name.isidentifier() and name.lstrip("_")[:1].isupper()
         if is_class and all(part.isidentifier() for part in module.split(".")):
             return stand_in(f"{module}.{name}")
-    raise PickleError(f"it asks for {f'{module}.{name}'[:200]!r}, which is refused: nothing in a file may run")
+    raise PickleError(f"it asks for {quoted(f'{module}.{name}', 200)}, which is refused: nothing in a file may run")
 
 
 def _persistent(value: Any) -> _Storage:
@@ -362,7 +361,7 @@ class _Resolver:
         storage = tensor.storage
         known, elements = self._storages.get(storage.key, (storage, None))
         if known != storage:
-            raise PickleError(f"its storage {storage.key} is described in two ways")
+            raise PickleError(f"its storage {plain(storage.key)} is described in two ways")
         if elements is None:
             elements = self._read(storage)
             self._storages[storage.key] = storage, elements
@@ -372,7 +371,9 @@ class _Resolver:
             strides = [step * storage.dtype.itemsize for step in tensor.strides]
             return np.lib.stride_tricks.as_strided(elements[tensor.offset :], tensor.shape, strides)
         except (ValueError, OverflowError):
-            raise PickleError(f"a tensor has the shape {tensor.shape} and strides that no array can have") from None
+            raise PickleError(
+                f"a tensor has the shape {plain(tensor.shape)} and strides that no array can have"
+            ) from None
 
     def _module(self, root: StandIn) -> Module:
         """The weights of a module and its children; plain tensors among its attributes, such as masks, are none."""
@@ -382,7 +383,7 @@ class _Resolver:
 
     def _visit(self, found: Module, module: StandIn, prefix: str, depth: int) -> None:
         """Adds what a part of a module holds under names that start with `prefix`."""
-        state, where = module.state, f"its module {found.class_name}"
+        state, where = module.state, f"its module {plain(found.class_name)}"
         groups = [state.get(group, {}) for group in ("_parameters", "_buffers", "_modules")]
         if depth > _DEEPEST or len(prefix) > _LONGEST_NAME or not all(map(_is_named, (state, *groups))):
             raise PickleError(f"{where} is damaged or nested too deeply")
@@ -395,14 +396,14 @@ class _Resolver:
         for name, tensor in (*parameters.items(), *buffers.items()):
             if tensor is not None and name not in left_out:
                 if not isinstance(tensor, _Tensor):
-                    raise PickleError(f"{where} has something else than a tensor as {prefix}{name}")
+                    raise PickleError(f"{where} has something else than a tensor as {plain(prefix + name)}")
                 found.weights[prefix + name] = self._array(tensor)
-        plain = {prefix + name: value for name, value in state.items() if isinstance(value, str | int | float)}
-        found.attributes.update(plain)
+        scalars = {prefix + name: value for name, value in state.items() if isinstance(value, str | int | float)}
+        found.attributes.update(scalars)
         for name, child in children.items():
             if child is not None:
                 if not _is_module(child):
-                    raise PickleError(f"{where} has something else than a module as {prefix}{name}")
+                    raise PickleError(f"{where} has something else than a module as {plain(prefix + name)}")
                 self._visit(found, child, f"{prefix}{name}.", depth + 1)
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from wmq_jax.io.atomic import write_json
+from wmq_jax.io.wording import quoted
 
 CONFIG = "config.json"
 
@@ -57,8 +58,8 @@ def adopt_config(workdir: Path, config: Mapping[str, Any], must_match: Sequence[
     for key in must_match:
         for name, before, now in _differences(key, found[key], json.loads(json.dumps(config[key]))):
             raise ValueError(
-                f"workdir {workdir} holds results of another config: {name} is {before!r} there and {now!r} now; "
-                "choose another --workdir"
+                f"workdir {workdir} holds results of another config: {name} is {quoted(before)} there and "
+                f"{quoted(now)} now; choose another --workdir"
             )
 
 

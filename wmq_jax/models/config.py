@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Self
 
-_FEATURES = ("x_norm_patchtokens", "x_norm_clstoken")
+FEATURES = ("x_norm_patchtokens", "x_norm_clstoken")
 _DECODERS = ("vqvae", "transposed_conv")
 
 
@@ -93,7 +93,7 @@ class ViTConfig(_JsonConfig):
             self.width % self.heads == 0, f"ViTConfig.width ({self.width}) must be a multiple of heads ({self.heads})."
         )
         _require(self.registers >= 0, f"ViTConfig.registers must not be negative, got {self.registers}.")
-        _require(self.feature in _FEATURES, f"ViTConfig.feature must be one of {_FEATURES}, got {self.feature!r}.")
+        _require(self.feature in FEATURES, f"ViTConfig.feature must be one of {FEATURES}, got {self.feature!r}.")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -76,6 +76,11 @@ def planner_rollouts(
             env_state = record.env_state
 
 
+def drawn_episodes(dataset: OfficialDataset, seed: int) -> np.ndarray:
+    """Numbers of the training episodes of a data set, in the order in which calibration takes them."""
+    return np.random.RandomState(seed).permutation(dataset.split().train)
+
+
 def dataset_rollouts(
     dataset: OfficialDataset, config: WorldModelConfig, normalizer: Normalizer, limits: Mapping[str, int], skip: int = 0
 ) -> Iterator[tuple[chex.Array, chex.Array, chex.Array]]:
@@ -95,8 +100,7 @@ def dataset_rollouts(
     Raises:
       ValueError: an episode is shorter than one model action.
     """
-    drawn = np.random.RandomState(limits["seed"]).permutation(dataset.split().train)
-    chosen = drawn[skip : skip + limits["episodes"]]
+    chosen = drawn_episodes(dataset, limits["seed"])[skip : skip + limits["episodes"]]
     shortest = int(dataset.lengths[chosen].min())
     span = min(limits["horizon"], shortest // config.frameskip) * config.frameskip
     if span == 0:

@@ -17,6 +17,7 @@ from wmq_jax.io import adopt_config
 from wmq_jax.models import WorldModel, WorldModelConfig
 from wmq_jax.planning import CEMConfig, Problem, world_model
 from wmq_jax.sweep import provenance
+from wmq_jax.sweep.calibration import drawn_episodes
 from wmq_jax.sweep.cells import Cell, all_cells
 from wmq_jax.sweep.devices import cell_mesh, use_compilation_cache
 from wmq_jax.sweep.memory import Weights, choose_tile, num_samples
@@ -25,7 +26,7 @@ from wmq_jax.sweep.store import ResultsFolder
 
 # Keys of config.json that decide what a row is. The number of devices and how cells are laid out on them do not (see
 # the tests).
-IDENTITY = ("rows", "tile", "platform", "params_sha256", "xla_flags", "compiler")
+IDENTITY = ("rows", "tile", "platform", "params_sha256", "given", "xla_flags", "compiler")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,7 +136,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
     if not 0 <= process < processes:
         raise ValueError(f"process must be 0..{processes - 1} (of {processes}), not {process}")
     dataset = open_dataset(settings.dataset) if settings.dataset else None
-    checkpoint = open_model(settings.checkpoint, dataset, settings.env["name"])
+    checkpoint, dataset = open_model(settings.checkpoint, dataset, settings.env["name"])
     if quantized.needs_qkv_bias(settings.variants):
         config_of_all, params = quantized.with_qkv_bias(checkpoint.config, checkpoint.params)
         checkpoint = dataclasses.replace(checkpoint, config=config_of_all, params=params)
@@ -189,6 +190,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
             "platform": mesh.devices.flat[0].platform,
             "checkpoint": settings.checkpoint,
             "params_sha256": params_sha256(checkpoint.params),
+            "given": given_identity(settings, checkpoint, dataset, settings.calibration["episodes"]),
             "model_parameters": sum(x.size for x in parameters),
             "planner": _planner_summary(settings),
             "versions": provenance.versions(),
@@ -198,6 +200,27 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
             "xla_flags": provenance.xla_flags(),
         },
     )
+
+
+def given_identity(
+    settings: SweepSettings, checkpoint: ModelCheckpoint, dataset: OfficialDataset | None, episodes: int
+) -> dict[str, Any]:
+    """What identifies statistics and data, so that others in the same place are not resumed with; JSON values.
+
+    Args:
+      settings, checkpoint, dataset: of the sweep.
+      episodes: how many real episodes calibration looks at, if it does.
+
+    Raises:
+      FileNotFoundError, ValueError: the frames of one of them cannot be read.
+    """
+    frames_of = ()
+    if settings.calibration_source == "dataset":
+        frames_of = drawn_episodes(dataset, settings.calibration["seed"])[:episodes]
+    return {
+        "normalizer": checkpoint.normalizer.to_dict(),
+        "dataset": dataset.identity(frames_of) if dataset is not None else {},
+    }
 
 
 def _row_fields(config: Mapping[str, Any]) -> dict[str, Any]:

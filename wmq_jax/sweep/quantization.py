@@ -24,14 +24,14 @@ from wmq_jax.envs.manifest import make_manifest
 from wmq_jax.io import adopt_config, make_workdir, sha256_of, write_bytes, write_json
 from wmq_jax.models import WorldModel
 from wmq_jax.sweep.devices import use_compilation_cache
-from wmq_jax.sweep.preparation import Sweep, planning_params, prepare
+from wmq_jax.sweep.preparation import Sweep, given_identity, planning_params, prepare
 from wmq_jax.sweep.run import calibration_rollouts, compile_planner
 from wmq_jax.sweep.settings import check_settings
 
 MODEL, STATISTICS, SUMMARY = "model", "statistics.npz", "summary.json"
 # Parts of a statistics file: what methods look at, and inputs of other episodes that only block errors look at.
 CALIBRATION, HELD_OUT = "calibration", "held_out"
-_IDENTITY = ("config", "statistics", "tile", "platform", "params_sha256", "xla_flags", "compiler")
+_IDENTITY = ("config", "statistics", "tile", "platform", "params_sha256", "given", "xla_flags", "compiler")
 
 Log = Callable[[str], None]
 
@@ -97,6 +97,7 @@ def prepare_quantization(config: Mapping[str, Any], statistics: Sequence[str | o
         config={
             **{name: sweep.config[name] for name in sweep.config if name not in ("config", "rows", "planner")},
             "config": json.loads(json.dumps(decisive)),
+            "given": given_identity(sweep.settings, sweep.checkpoint, sweep.dataset, episodes + held_out),
             "statistics": [sha256_of(path) for path in statistics],
         },
     )

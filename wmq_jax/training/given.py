@@ -5,8 +5,8 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 from wmq_jax.checkpoints.native import ModelCheckpoint, params_sha256
-from wmq_jax.checkpoints.opening import open_model
-from wmq_jax.data import Normalizer, OfficialDataset, Trajectories, open_dataset, wall_parts
+from wmq_jax.checkpoints.opening import PORTION, Opened, kept_portion, open_model
+from wmq_jax.data import Normalizer, OfficialDataset, Portion, Trajectories, open_dataset, wall_parts
 from wmq_jax.training.predictor import TRAINED
 
 
@@ -17,11 +17,13 @@ class Given(NamedTuple):
       trajectories: 'train' and 'validation', or none: they are generated.
       params: parameters by module. The encoder among them stays as it is; others are where training starts.
       normalizer: the statistics to train with; None for those of the training trajectories.
+      portion: what was taken of the official data set, now or by the checkpoint's run; None for neither.
     """
 
     trajectories: Mapping[str, Trajectories]
     params: Mapping[str, Any]
     normalizer: Normalizer | None
+    portion: Portion | None = None
 
 
 def take_given(config: Mapping[str, Any], overridden: Collection[str] = ()) -> tuple[dict[str, Any], Given]:
@@ -40,29 +42,34 @@ def take_given(config: Mapping[str, Any], overridden: Collection[str] = ()) -> t
     """
     config = copy.deepcopy(dict(config))
     dataset = open_dataset(config["dataset"]) if config["dataset"] else None
-    start = _open_checkpoint(config, dataset, overridden) if config["init"]["checkpoint"] else None
+    start = None
+    if config["init"]["checkpoint"]:
+        start, dataset = _open_checkpoint(config, dataset, overridden)
     normalizer = start.normalizer if start is not None else dataset.normalizer if dataset is not None else None
+    # Also where training goes on without the data set: the start has seen what its run took.
+    portion = dataset.portion if dataset is not None else None
+    if portion is None and start is not None and PORTION in start.metadata:
+        portion = kept_portion(start)
     params = _starting_params(start, config["init"]) if start is not None else {}
-    given = Given(_trajectories(config, dataset) if dataset is not None else {}, params, normalizer)
+    given = Given(_trajectories(config, dataset) if dataset is not None else {}, params, normalizer, portion)
     config["given"] = {
         "params_sha256": params_sha256(params) if params else "",
         "normalizer": normalizer.to_dict() if normalizer is not None else {},
+        "dataset": dataset.identity() if dataset is not None else {},
     }
     return config, given
 
 
-def _open_checkpoint(
-    config: dict[str, Any], dataset: OfficialDataset | None, overridden: Collection[str]
-) -> ModelCheckpoint:
+def _open_checkpoint(config: dict[str, Any], dataset: OfficialDataset | None, overridden: Collection[str]) -> Opened:
     """Loads the checkpoint; the config's model becomes its model."""
     where = config["init"]["checkpoint"]
     own = sorted(name for name in overridden if name.startswith("model."))
     if own:
         raise ValueError(f"{own[0]} cannot be set beside init.checkpoint: {where} has its own sizes")
-    checkpoint = open_model(where, dataset, config["env"]["name"])
-    config["model"] = checkpoint.config.to_dict()
-    config["env"]["image_size"] = checkpoint.config.image_size
-    return checkpoint
+    opened = open_model(where, dataset, config["env"]["name"])
+    config["model"] = opened.checkpoint.config.to_dict()
+    config["env"]["image_size"] = opened.checkpoint.config.image_size
+    return opened
 
 
 def _starting_params(start: ModelCheckpoint, init: Mapping[str, Any]) -> dict[str, Any]:

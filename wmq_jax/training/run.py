@@ -17,6 +17,7 @@ import numpy as np
 
 from wmq_jax import io
 from wmq_jax.checkpoints import native
+from wmq_jax.checkpoints.opening import PORTION
 from wmq_jax.data import Normalizer, Trajectories, load_trajectories, save_trajectories
 from wmq_jax.envs import make_manifest
 from wmq_jax.models import WorldModel
@@ -122,7 +123,7 @@ def train(
     summary = {"stages": {name: _stage_summary(result) for name, result in results.items()}}
     summary["stages"]["data"] = {"minutes": round(data_seconds / 60, 2)}
     summary["validation"] = _validate(settings, model, params, validation, normalizer, workdir)
-    _export(settings, workdir, params, normalizer, summary)
+    _export(settings, workdir, params, normalizer, summary, given.portion)
     summary["development"] = _plan(settings, model, params, normalizer, log)
     summary["stages"]["validation"] = {"minutes": round((time.monotonic() - began) / 60, 2)}
     io.write_json(summary_path, summary)
@@ -176,10 +177,12 @@ def _validate(settings, model, params, trajectories, normalizer, workdir) -> dic
     return {name: [round(float(x), 6) for x in values[1:]] for name, values in errors.items()}
 
 
-def _export(settings, workdir, params, normalizer, summary) -> None:
+def _export(settings, workdir, params, normalizer, summary, portion) -> None:
     """Writes the checkpoint anew: a kill may have left a part of it."""
     shutil.rmtree(workdir / "model", ignore_errors=True)
     metadata = {"name": settings.name, "seed": settings.seed, "env": "wall", **summary}
+    if portion is not None:
+        metadata[PORTION] = portion._asdict()
     native.save_model(workdir / "model", settings.model, params, normalizer, metadata)
 
 

@@ -1,0 +1,164 @@
+"""The recorded run and data set through conversion, sweep, quantization and training, as the README shows them."""
+
+import itertools
+import json
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from wmq_jax import sweep as sweeps
+from wmq_jax import training
+from wmq_jax.checkpoints.convert import convert_run, load_official, official_normalizer
+from wmq_jax.checkpoints.native import load_model
+from wmq_jax.cli import load_config
+from wmq_jax.data import open_dataset
+from wmq_jax.io import save_torch
+from wmq_jax.sweep.calibration import drawn_episodes
+
+pytestmark = pytest.mark.slow
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+
+
+@pytest.fixture(autouse=True)
+def compilation_cache():
+    """Opening a folder turns on a cache of its own, in which nothing is compiled yet."""
+    before = jax.config.jax_compilation_cache_dir
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module")
+def files(golden, tmp_path_factory):
+    """A folder with `models/wall` and `wall_single.zip`, as the README's first command leaves it."""
+    folder = tmp_path_factory.mktemp("published")
+    (settings,) = golden.path("checkpoint").glob("outputs/*/hydra.yaml")
+    with zipfile.ZipFile(folder / "outputs.zip", "w") as archive:
+        for path in (settings, *settings.parent.glob("checkpoints/*.pth")):
+            archive.write(path, f"outputs/wall_single/{path.relative_to(settings.parent).as_posix()}")
+    data = golden.path("dataset_wall")
+    if data.is_dir():
+        shutil.make_archive(folder / "wall_single", "zip", data)
+    else:
+        shutil.copyfile(data, folder / "wall_single.zip")
+    world = golden("world_model.npz")
+    save_torch(folder / "backbone.pth", world.under("sd/encoder.base_model."))
+    heads = world.scalar("spec/enc_heads")
+    model = load_official(folder / "outputs.zip" / "wall_single", folder / "backbone.pth", heads=heads)
+    normalizer = official_normalizer(model.settings, model.config, folder / "wall_single.zip")
+    convert_run(model, folder / "models" / "wall", normalizer)
+    return folder
+
+
+def readme_config(program, where, files, monkeypatch, **changes):
+    """The config of the README's command for these files, with fields `group__field=value` changed."""
+    monkeypatch.chdir(files)  # the paths in the README are relative
+    (line,) = re.findall(
+        rf"^python -m experiments\.{program} --config={re.escape(where)} .*models/wall.*$", README, re.M
+    )
+    assert "--config.dataset=wall_single.zip" in line
+    words = dict(re.findall(r"--config\.([\w.]+)=(\S+)", line))
+    config = load_config(f"{ROOT}/{where}").to_dict()
+    for path, value in {**words, **{path.replace("__", "."): value for path, value in changes.items()}}.items():
+        *groups, field = path.split(".")
+        holder = config
+        for group in groups:
+            holder = holder[group]
+        assert field in holder, path
+        holder[field] = value
+    return config
+
+
+@pytest.fixture
+def calibration(files):
+    """One real episode to calibrate on and one beside it; the reduced recordings have the frames of two."""
+    dataset = open_dataset(files / "wall_single.zip")
+    there = {n for n in range(len(dataset)) if dataset.place.has(f"obses/episode_{n:03d}.pth")}
+    seed = next(s for s in itertools.count() if there.issuperset(drawn_episodes(dataset, s)[:2].tolist()))
+    return dict(episodes=1, iterations=1, samples=2, seed=seed, horizon=2)
+
+
+TINY = dict(samples=3, elites=2, steps=1, iterations=1, horizons="2")
+
+
+def test_sweep(files, calibration, monkeypatch, tmp_path):
+    """Calibrated on real episodes, between states of a validation trajectory, on that trajectory's wall."""
+    dataset = open_dataset(files / "wall_single.zip")
+    (valid,) = dataset.split().valid
+    config = readme_config(
+        "sweep",
+        "configs/wall_official.py",
+        files,
+        monkeypatch,
+        variants="w8a8-tensor",
+        calibration=calibration,
+        calibration_source="dataset",
+        env__door_y=int(dataset.extras["door_y"][valid]),
+        episodes=dict(count=2, base_seed=99, goal_source="dset", goal_horizon=2),
+        references=False,
+        pictures=0,
+        **{f"planner__{name}": value for name, value in TINY.items()},
+    )
+    sweep = sweeps.prepare(sweeps.check_settings(config), config)
+    folder = sweeps.open_folder(sweep, tmp_path / "results")
+    with folder.locked():
+        assert sweeps.run_sweep(sweep, folder)
+    rows = [json.loads(line) for line in (folder.path / "rows.jsonl").read_text().splitlines()]
+    assert [(row["variant"], row["episode"]) for row in rows] == list(
+        itertools.product(["FP32", "W8A8 per-tensor"], range(2))
+    )
+    assert all(np.isfinite(row["initial_cost"]) for row in rows)
+    costs = [row["initial_cost"] for row in rows]
+    # The same plans are judged, by a model in eight bits.
+    assert costs[2:] != costs[:2] and costs[2:] == pytest.approx(costs[:2], rel=0.3)
+    assert set(sweep.evaluation.segments[:, 0]) == {valid}
+
+
+def test_quantize(files, calibration, monkeypatch, tmp_path):
+    config = load_config(f"{ROOT}/configs/quantize.py").to_dict()
+    config |= dict(checkpoint="models/wall", dataset="wall_single.zip", calibration_source="dataset")
+    config |= dict(calibration=calibration, variant="w8a8-tensor", held_out=1)
+    config["planner"] |= TINY
+    monkeypatch.chdir(files)
+    job = sweeps.prepare_quantization(config)
+    workdir = sweeps.open_workdir(job, tmp_path / "quantized")
+    summary = sweeps.run_quantization(job, workdir, log=lambda line: None)
+    assert all(0 < block["error"]["mean"] < 0.1 for block in summary["blocks"])
+    model = load_model(workdir / "model", quantized=True)
+    assert model.normalizer.to_dict() == open_dataset("wall_single.zip").normalizer.to_dict()
+    assert model.metadata["official"]["settings"]["saved_folder"]
+
+
+def test_train(files, monkeypatch, tmp_path):
+    config = readme_config(
+        "train",
+        "configs/train_wall.py:finetune",
+        files,
+        monkeypatch,
+        predictor__rounds=1,
+        predictor__shard=1,
+        predictor__batch=1,
+        decoder__steps=1,
+        decoder__chunk=1,
+        decoder__batch=1,
+        validation__rollouts=1,
+        validation__pictures=0,
+        validation__episodes=0,
+    )
+    config, given = training.take_given(config)
+    workdir = training.open_workdir(tmp_path / "run", config, {})
+    summary = training.train(training.check_settings(config), workdir, lambda line: None, given)
+    assert summary["stages"].keys() == {"data", "predictor", "decoder", "validation"}
+    before, after = load_model("models/wall"), load_model(workdir / "model")
+    moved = {
+        name: max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), part, after.params[name])))
+        for name, part in before.params.items()
+    }
+    assert moved["encoder"] == 0 and 0 < moved["predictor"] < 0.1 and 0 < moved["decoder"] < 0.1
+    assert after.metadata["dataset"] == before.metadata["dataset"] and after.config == before.config
