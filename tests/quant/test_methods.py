@@ -278,6 +278,8 @@ def test_what_a_method_lacks_is_named(setting):
         quant.smoothquant(2)
     with pytest.raises(ValueError, match="epochs of 0, or more with an optimizer"):
         quant.omniquant(4, epochs=3)
+    with pytest.raises(ValueError, match="awq: stale_grids needs rounded=True"):
+        quant.awq(4, rounded=False, stale_grids=True)
     with pytest.raises(ValueError, match="the statistic of site 'block_0/fc1' has no tokens"):
         quant.quantize(quant.static_activations(4, range="omse"), params, ranges)
 
