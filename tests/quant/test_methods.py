@@ -288,11 +288,3 @@ def test_a_scaled_pattern_that_matches_nothing_is_named(setting):
     params, statistics = setting
     with pytest.raises(ValueError, match="awq: scaled='fcc1' matches no pair; the first consumers are fc1, fc2, proj"):
         quant.quantize(quant.awq(4, scaled="fcc1"), params, statistics, TOPOLOGY)
-
-
-def test_awq_says_what_block_inputs_it_takes(setting):
-    params, statistics = setting
-    seen = quant.block_statistics(statistics)["block_0"]
-    flat = paths.nest({"block_0/block": seen._replace(inputs=seen.inputs[:, 0])}, statistics)
-    with pytest.raises(ValueError, match="block_0"):
-        quant.quantize(quant.awq(4), params, flat, TOPOLOGY)

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmq_jax.quant import calibration, grid, paths, weights
+from wmq_jax.quant import grid, paths, weights
 from wmq_jax.quant.block_inputs import capture, check_block_inputs, mean_over, sampled_inputs
 from wmq_jax.quant.equalization import check_topology, rescale, rescale_statistics
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import Block, Pair, Topology
-from wmq_jax.quant.transform import State, Transform, replace_block, unless_none
+from wmq_jax.quant.transform import State, Transform, block_params, replace_block, unless_none
 
 PyTree = Any
 
@@ -74,7 +74,7 @@ class AWQBlock(NamedTuple):
 
     Attributes:
       params: of the block.
-      output: of the block before anything changed, (n, L, ...): the next block's input.
+      output: of the block before anything changed, (n, ..., C): the next block's input.
       scales: consumer -> (C,), of every pair that was scaled.
       losses: consumer -> (ratios,), errors of the scale search.
       limits: site -> (outputs, groups), where weights were clipped.
@@ -121,8 +121,8 @@ def awq(
 
     Raises:
       ValueError: ``stale_grids`` without rounding; and from ``check``: no topology, a ``scaled`` that matches no pair,
-        no sampled block input, a block whose input has no tokens, a kernel whose inputs are not the channels of its tap
-        (a convolution's), NaN or infinity; the site is named.
+        no sampled block input, a kernel whose inputs are not the channels of its tap (a convolution's), NaN or
+        infinity; the site is named.
     """
     if stale_grids and not rounded:
         raise ValueError("awq: stale_grids needs rounded=True, since another transform would round to grids of its own")
@@ -144,17 +144,13 @@ def awq(
         if first and not any(spec.pairs(block) for _, block in topology.blocks()):
             raise ValueError(f"awq: scaled={scaled!r} matches no pair; the first consumers are {', '.join(first)}")
         check_block_inputs(state, topology, "awq")
-        for path in topology.first_blocks():
-            shape = calibration.block_statistics(state.statistics)[path].inputs.shape
-            if len(shape) != 3:
-                raise ValueError(f"awq takes block inputs (samples, tokens, channels); those of '{path}' are {shape}")
 
     def apply(state: State, topology: Topology | None = None) -> State:
         statistics = state.statistics
         for stack in topology.stacks:
             x, mask = sampled_inputs(state.statistics, stack)
             for path, block in stack:
-                part = paths.subtree(state.params, path)
+                part = block_params(state, path)
                 view, matrices = as_matrices(block, part)
                 found = awq_block(matrices, x, mask, bits, view, spec)
                 changed = reshape_like(found.params, part)
@@ -173,8 +169,8 @@ def awq_block(params: PyTree, x: jax.Array, mask: jax.Array, bits, block: Block,
 
     Args:
       params: of the block; kernels of sites are matrices (see ``as_matrices``).
-      x: (n, L, ...) inputs of the block.
-      mask: (n, L), 1 where an input counts.
+      x: (n, ..., C) inputs of the block, channels last.
+      mask: (n, ...), 1 where a token counts.
       bits: 2..15; may be traced.
       block, spec: static.
     """
