@@ -263,6 +263,7 @@ def test_integers_expand_to_the_floats(name, bits, setting):
     for site in SITES:
         kernel = packed["block"][site]["kernel"]
         assert kernel.stream.nbytes == -(-np.prod(kernel.shape) * bits // 8)
+        assert quant.packed_nbytes(state.codes[f"block/{site}/kernel"]) == kernel.nbytes
 
 
 @every(METHODS)
