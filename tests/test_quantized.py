@@ -286,6 +286,21 @@ def test_size(world):
         assert quantized.size_bytes(CONFIG, params, spec) == expected
 
 
+def test_a_scale_beside_a_kernel_counts(world, monkeypatch):
+    """As AWQ keeps it for fc2, behind a GELU, where it scales every pair."""
+    _, params, statistics, _ = world
+    every = lambda bits, group, token_bits, rules: quant.awq(bits, group)
+    method = quantized.METHODS["awq"]._replace(scaled=".*", transform=every)
+    monkeypatch.setitem(quantized.METHODS, "awq", method)
+    for text in ("predictor=awq:w4", "awq:w3g5"):
+        spec = parse_variant(text)
+        variant = quantized.build_variant(CONFIG, params, spec, statistics)
+        assert any(codes.divisor is not None for codes in variant.codes.values())
+        stored = quantized.summarize_sizes(params, variant)["total"]["bytes"]
+        packed = jax.tree.leaves(quant.pack(variant.params, variant.codes))
+        assert quantized.size_bytes(CONFIG, params, spec) == stored == sum(leaf.nbytes for leaf in packed)
+
+
 def test_what_cannot_be_built_is_named(world):
     _, params, statistics, _ = world
     static, weights = [parse_variant("w8a8-tensor")], [parse_variant("w4")]

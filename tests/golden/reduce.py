@@ -69,11 +69,11 @@ RULES = {
         rf"|/param/.*\.(qkv|to_qkv|fc1|net\.1)\.weight|/site/{WEIGHT_SITES}"
     ),
     "awq.npz": Rule(
-        drop="^(encoder|predictor)/b(4_g64|3_g-1|3_g64)/|_order_w4a16/(sens|site)|^released_order|^clip_layer/"
+        drop="^(encoder|predictor)/b(4_g64|3_g-1|3_g64)/|_order_w4a16/(sens|site)|^clip_layer/"
         "|/block_out_float/|/param/.*(qkv|fc1|net.1|proj).weight"
     ),
     "omniquant.npz": Rule(
-        drop="^repaired_w3a16/|^repaired_.*/1/grad0|^repaired_w4a8token/0/(grad0|after1)|/block_out/|/final/|/sens/"
+        drop="^repaired_w3a16/|^repaired_.*/1/(grad0|after1|final)|^repaired_w4a8token/0/after1|/sens/"
         f"|^encoder/|/site/{WEIGHT_SITES}|^epochs0_(released|key_fixed_token_wise)|/param/.*(qkv|fc1|net.1).weight"
     ),
     "cem.npz": Rule(),

@@ -163,6 +163,15 @@ def test_whole_network(recording, network, clipped, compared):
     check_outputs(recording, "corrected_order_w4a16", outputs, compared)
 
 
+def test_whole_network_in_the_released_order(recording, network, compared):
+    """The transform from end to end, searching in a network that is quantized already."""
+    topology = quantized.topology(network.config, released_search=True)
+    searched = quant.awq(4, **{**RELEASED, "rounded": True}, stale_grids=True)
+    transform = quant.chain(network.no_quantizers(), searched)
+    variables = quant.quantize(transform, network.params, released_statistics(recording), topology)
+    check_outputs(recording, "released_order_w4a16", network.run(variables), compared)
+
+
 def test_the_transform_searches_block_after_block(recording, network, compared):
     """The transform's own result is that of the recorded scales but for single levels."""
     topology = quantized.topology(network.config, released_search=True)

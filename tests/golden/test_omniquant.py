@@ -40,6 +40,9 @@ LEARNED = {
 }
 CASES = {"w4a16": (4, 16), "w4a8token": (4, 8), "w3a16": (3, 16)}
 EPOCHS, BATCH = 5, 4
+# Bound on the distance of what was learned, relative to how far training moved it: about 1e-3 where a value moves 0.03.
+MOVEMENT = 0.05
+OUTPUT = 1e-2  # on the relative L2 norm of a quantized block's output
 # Relative bound on losses: where activations are rounded too, single values change codes.
 TOLERANCE = {"w4a16": 1e-3, "w4a8token": 1e-2, "w3a16": 1e-3}
 
@@ -104,6 +107,24 @@ def test_training(recording, trained, case, compared):
         np.testing.assert_allclose(result.losses, recording[f"{key}/losses"], rtol=TOLERANCE[case], err_msg=key)
         assert result.losses[-1] < result.losses[1] and result.losses[-2] < result.losses[0], "training lowers the loss"
         compared(result.losses.size)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_what_training_ends_with(recording, trained, case, close, compared):
+    """Factors whose first gradient is clear (Adam moves the others by the sign of next to nothing), and outputs."""
+    recorded_or_skipped(recording, f"repaired_{case}/0/final/a_scale")
+    _, results = trained(case)
+    for index, ((_, start, *_), result) in enumerate(results):
+        key = f"repaired_{case}/{index}"
+        close(result.output, recording.sub(f"{key}/block_out"), rel_l2=OUTPUT, what=f"{key}/block_out")
+        for name in LEARNED if f"{key}/final/a_scale" in recording else ():
+            wanted, first = (recording[f"{key}/{part}/{name}"].ravel() for part in ("final", "grad0"))
+            clear = np.abs(first) > 1e-2 * np.abs(first).max()
+            moved = wanted - lookup(start, name).ravel()
+            off = lookup(result.learned, name).ravel() - wanted
+            share = np.linalg.norm(off[clear]) / np.linalg.norm(moved[clear])
+            assert share <= MOVEMENT, (key, name, share)
+            compared(clear.sum())
 
 
 @pytest.mark.parametrize("case", CASES)

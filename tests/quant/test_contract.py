@@ -263,6 +263,7 @@ def test_integers_expand_to_the_floats(name, bits, setting):
     for site in SITES:
         kernel = packed["block"][site]["kernel"]
         assert kernel.stream.nbytes == -(-np.prod(kernel.shape) * bits // 8)
+        assert quant.packed_nbytes(state.codes[f"block/{site}/kernel"]) == kernel.nbytes
 
 
 @every(METHODS)
@@ -378,3 +379,52 @@ def test_rescaling_keeps_the_float_function(rescaled, setting):
     moved = quick_jit(rescaled)(*setting)
     assert (moved["block"]["fc1"]["kernel"] != setting[0]["block"]["fc1"]["kernel"]).any()
     np.testing.assert_allclose(function(moved, x), function(setting[0], x), rtol=1e-4, atol=1e-4)
+
+
+GRIDS = {
+    "absmax": quant.absmax_grid,
+    "searched clipping": quant.omse_grid,
+    "range": quant.range_grid,
+    "learned clipping": lambda groups, bits: quant.lwc_grid(groups, bits, 2.0, 1.0),
+    "learned clipping of a range": lambda groups, bits: quant.lwc_grid(groups, bits, 2.0, 1.0, symmetric=False),
+}
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_gradients_pass_rounding_to_scales_and_clipping_factors(grid, setting):
+    """Finite and not zero at few bits; at many bits, of clipping, those of the block that is clipped and not rounded.
+
+    A scale moves between norm and kernel, and every kernel and every activation's range is clipped by a factor.
+    """
+    params, x = setting[0]["block"], inputs(3)
+    exact = BLOCK.apply(params, x)
+    factors = {"scale": jnp.linspace(0.5, 2, WIDTH)}
+    factors |= {f"{kind} {site}": jnp.float32(0.7) for kind in ("weights", "activations") for site in SITES}
+
+    def error(factors, bits, rounding):
+        def seen(site, _, value):
+            ends = (factors[f"activations {site}"] * end for end in (value.min(), value.max()))
+            return quant.fake_quant(value, quant.static_quantizer(*ends, bits), rounding), None
+
+        changed = quant.rescale(params, BLOCK.pairs[0], factors["scale"])
+        for site in SITES:
+            kernel = changed[site]["kernel"]
+            limit = factors[f"weights {site}"] * jnp.abs(kernel).max(0)
+            kernel = quant.round_to_grids(jnp.clip(kernel, -limit, limit), bits, WHOLE, GRIDS[grid], rounding)
+            changed = paths.nest({f"{site}/kernel": kernel}, changed)
+        return ((quant.thread(BLOCK.apply, seen)({}, changed, x)[0] - exact) ** 2).mean()
+
+    def gradient(bits, rounding):
+        return jax.grad(error)(factors, bits, rounding)
+
+    few, many, smooth = quick_jit(
+        lambda: (
+            gradient(5, quant.straight_through_round),
+            gradient(14, quant.straight_through_round),
+            gradient(14, lambda values: values),
+        )
+    )()
+    for name, leaf in few.items():
+        assert jnp.isfinite(leaf).all() and (leaf != 0).all(), name
+        if name != "scale":  # without rounding a scale changes nothing
+            np.testing.assert_allclose(many[name], smooth[name], rtol=0.2, err_msg=name)

@@ -278,6 +278,8 @@ def test_what_a_method_lacks_is_named(setting):
         quant.smoothquant(2)
     with pytest.raises(ValueError, match="epochs of 0, or more with an optimizer"):
         quant.omniquant(4, epochs=3)
+    with pytest.raises(ValueError, match="awq: stale_grids needs rounded=True"):
+        quant.awq(4, rounded=False, stale_grids=True)
     with pytest.raises(ValueError, match="the statistic of site 'block_0/fc1' has no tokens"):
         quant.quantize(quant.static_activations(4, range="omse"), params, ranges)
 
@@ -286,11 +288,3 @@ def test_a_scaled_pattern_that_matches_nothing_is_named(setting):
     params, statistics = setting
     with pytest.raises(ValueError, match="awq: scaled='fcc1' matches no pair; the first consumers are fc1, fc2, proj"):
         quant.quantize(quant.awq(4, scaled="fcc1"), params, statistics, TOPOLOGY)
-
-
-def test_awq_says_what_block_inputs_it_takes(setting):
-    params, statistics = setting
-    seen = quant.block_statistics(statistics)["block_0"]
-    flat = paths.nest({"block_0/block": seen._replace(inputs=seen.inputs[:, 0])}, statistics)
-    with pytest.raises(ValueError, match="block_0"):
-        quant.quantize(quant.awq(4), params, flat, TOPOLOGY)

@@ -131,7 +131,7 @@ def test_a_quantization_keeps_to_its_data_too(base_config, changing, tmp_path):
     config |= {name: copy.deepcopy(base_config[name]) for name in ("checkpoint", "planner", "calibration", "engine")}
     config |= dict(dataset=str(changing[0]), calibration_source="dataset", held_out=1, variant="w4")
     config["calibration"]["episodes"] = 1
-    held_out = drawn_episodes(open_dataset(changing[0]), config["calibration"]["seed"])[1]
+    held_out = drawn_episodes(open_dataset(changing[0]), config["calibration"], skip=1)[0]
     sweeps.open_workdir(sweeps.prepare_quantization(config), tmp_path / "quantized")
     write(changing[0] / "obses" / f"episode_{held_out:03d}.pth", 255 - changing[1]["frames"][held_out])
     with pytest.raises(ValueError, match="given.dataset.frames is '[0-9a-f]*' there and '[0-9a-f]*' now"):

@@ -1,6 +1,7 @@
 """Quantized checkpoints: the sweep's variants bit for bit, small on disk, with figures that can be recounted."""
 
 import copy
+import dataclasses
 import json
 import shutil
 
@@ -13,13 +14,13 @@ from tests.data.official_files import make_wall
 from tests.sweep.conftest import TINY
 from wmq_jax import quant, quantized
 from wmq_jax import sweep as sweeps
-from wmq_jax.checkpoints.native import load_model, save_model
+from wmq_jax.checkpoints.native import load_model, params_sha256, save_model
 from wmq_jax.data import open_dataset
 from wmq_jax.models import WorldModel
 from wmq_jax.quant import paths
-from wmq_jax.sweep import quantization
 from wmq_jax.sweep.preparation import planning_params
 from wmq_jax.sweep.run import build_engine
+from wmq_jax.sweep.statistics_file import load_statistics, save_statistics
 
 pytestmark = pytest.mark.slow
 
@@ -145,7 +146,7 @@ def test_errors_of_blocks_recounted(done):
     """The error of a block alone, input by input, from the loaded checkpoint; no method has seen the inputs."""
     job, folder, summary = done(VARIANTS[0])
     model = load_model(folder / "model", quantized=True)
-    statistics = quantization.load_statistics([folder / "statistics.npz"])
+    statistics = load_statistics([folder / "statistics.npz"]).parts
     for stack in quantized.topology(model.config).stacks:
         (path, block), *_ = stack
         sample = quant.block_statistics(statistics["held_out"])[path]
@@ -205,15 +206,31 @@ def test_a_folder_keeps_to_its_config(done, make_config):
         sweeps.open_workdir(sweeps.prepare_quantization(make_config("w4")), folder)
 
 
-def test_statistics_of_several_runs_merge(done, tmp_path):
-    _, folder, _ = done(VARIANTS[0])
+def test_statistics_of_several_runs_merge(done, make_config, tmp_path):
+    """Of another seed: other futures of the same episodes, and another draw of what is kept of them."""
+    job, folder, _ = done(VARIANTS[0])
     path = folder / "statistics.npz"
-    one, two = (quantization.load_statistics([path] * n) for n in (1, 2))
-    quantization.save_statistics(tmp_path / "again.npz", one)
+    one = load_statistics([path])
+    assert one.params_sha256 == params_sha256(job.sweep.checkpoint.params)
+    (stream,) = one.streams
+    assert stream.seed == 0 and stream.source == "planner door_y=10 name=wall wall_x=32"
+    assert [*stream.episodes["calibration"], *stream.episodes["held_out"]] == job.sweep.calibration.seeds.tolist()
+    assert len(stream.episodes["held_out"]) == job.held_out
+    save_statistics(tmp_path / "again.npz", one)
     assert (tmp_path / "again.npz").read_bytes() == path.read_bytes()
-    seen = [quant.site_statistics(part["calibration"])["encoder/blocks_0/attn/qkv"] for part in (one, two)]
-    assert seen[1].count == 2 * seen[0].count
-    np.testing.assert_array_equal(seen[1].minimum, seen[0].minimum)
+
+    config = make_config("w4")
+    config["calibration"]["seed"] = 1
+    other = sweeps.prepare_quantization(config)
+    sweeps.run_quantization(other, sweeps.open_workdir(other, tmp_path / "other"), log=lambda line: None)
+    merged = load_statistics([path, tmp_path / "other" / "statistics.npz"])
+    assert [stream.seed for stream in merged.streams] == [0, 1]
+    parts = [one.parts, load_statistics([tmp_path / "other" / "statistics.npz"]).parts, merged.parts]
+    a, b, both = (quant.site_statistics(part["calibration"])["encoder/blocks_0/attn/qkv"] for part in parts)
+    assert both.count == a.count + b.count and (both.minimum == np.minimum(a.minimum, b.minimum)).all()
+    assert not set(a.priority.tolist()) & set(b.priority.tolist()), "places are drawn anew"
+    job = sweeps.prepare_quantization(make_config("awq:w4"), [path, tmp_path / "other" / "statistics.npz"])
+    assert job.statistics.streams == merged.streams
 
 
 def test_calibration_on_real_episodes(make_config, tmp_path):
@@ -249,23 +266,25 @@ def test_mistakes_are_named_before_anything_is_computed(make_config, changes, wo
 
 def test_statistics_that_do_not_fit_are_named(done, make_config, tmp_path):
     _, folder, _ = done(VARIANTS[0])
-    statistics = quantization.load_statistics([folder / "statistics.npz"])
+    statistics = load_statistics([folder / "statistics.npz"])
     path = tmp_path / "statistics.npz"
 
-    def refused(words, statistics=None, data=None):
-        if statistics is not None:
-            quantization.save_statistics(path, statistics)
+    def refused(words, data=None, **changes):
+        save_statistics(path, dataclasses.replace(statistics, **changes))
         if data is not None:
             path.write_bytes(data)
         with pytest.raises((ValueError, FileNotFoundError), match=words):
             sweeps.prepare_quantization(make_config("w4"), [path])
 
-    refused("there is no statistics file")
     refused("is no statistics file", data=b"nothing")
-    refused("have no part 'held_out'", {"calibration": statistics["calibration"]})
-    seen = dict(statistics["calibration"])
+    refused("have no part 'held_out'", parts={"calibration": statistics.parts["calibration"]})
+    refused("are of the model with parameters 0000000.*, but checkpoint .* has", params_sha256="0" * 64)
+    path.unlink()
+    with pytest.raises(FileNotFoundError, match="there is no statistics file"):
+        sweeps.prepare_quantization(make_config("w4"), [path])
+    seen = dict(statistics.parts["calibration"])
     narrow = jax.tree.map(lambda leaf: leaf[..., :3] if leaf.ndim else leaf, seen["encoder"])
-    refused("have 3 channels, not", {**statistics, "calibration": {**seen, "encoder": narrow}})
+    refused("have 3 channels, not", parts={**statistics.parts, "calibration": {**seen, "encoder": narrow}})
 
 
 def test_quantized_checkpoints_are_not_taken_for_others(done, make_config):

@@ -6,13 +6,15 @@ from typing import Any
 
 from wmq_jax.analysis import page
 from wmq_jax.analysis.alignment import LINKS, Alignment, Correlation
+from wmq_jax.analysis.methods import MethodEntry, MethodTable, methods_sentence
 from wmq_jax.analysis.noise import noise_floor
 from wmq_jax.analysis.page import Cell
 from wmq_jax.analysis.pictures import Picture
 from wmq_jax.analysis.rank import RESAMPLES
 from wmq_jax.analysis.results import Results
+from wmq_jax.analysis.style import EFFECT_TONES
 from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, headline, verdict_sentences
-from wmq_jax.analysis.table import columns, footnotes
+from wmq_jax.analysis.table import METHODS_NOTE, columns, footnotes, method_texts
 
 
 def report_html(
@@ -20,6 +22,7 @@ def report_html(
     comparisons: Sequence[Comparison],
     main: Comparison | None,
     aligned: Mapping[str, Alignment],
+    methods: MethodTable | None,
     pictures: Sequence[Picture],
 ) -> str:
     """The report as one self-contained HTML document.
@@ -29,6 +32,7 @@ def report_html(
       comparisons: one a horizon, ascending.
       main: the one that headline and figures are about; None without any row.
       aligned: alignment of each variant of `main`.
+      methods: the variants of `main` by setting and method; None where no setting has several methods.
       pictures: from `draw_pictures`; empty without any row.
     """
     charts = {picture.name: picture.svg for picture in pictures if picture.svg}
@@ -36,6 +40,7 @@ def report_html(
     if main is not None:
         parts += _survival(main, charts)
         parts += _other_horizons(comparisons, main)
+        parts += _methods(methods, charts)
         parts += _speed_and_size(main, charts)
         parts += _alignment(main, aligned, charts)
         parts += _rollouts(pictures)
@@ -75,6 +80,30 @@ def _other_horizons(comparisons: Sequence[Comparison], main: Comparison) -> Iter
             yield _comparison_table(comparison)
             yield page.marked_list(verdict_sentences(comparison))
             yield page.bullets(footnotes(comparison))
+
+
+def _methods(methods: MethodTable | None, charts: Mapping[str, str]) -> Iterator[str]:
+    if methods is None:
+        return
+    yield page.heading("Which method?")
+    yield page.paragraph(methods_sentence(methods))
+    yield page.svg_figure(
+        charts["methods"],
+        "Success of each method after the last MPC iteration with its 95% interval, a line a setting; the grey mark is "
+        "round-to-nearest at the same setting. Blue is better than it, orange-red worse, by a paired test after "
+        "Holm's adjustment over all that are shown; a star is the best of its setting.",
+    )
+    head = [("", "setting", True)] + [("", method, False) for method in methods.methods]
+    rows = [[Cell(setting, True), *map(_method_cell, methods.row(setting))] for setting in methods.settings]
+    yield page.table(head, rows)
+    yield page.bullets((METHODS_NOTE,))
+
+
+def _method_cell(entry: MethodEntry | None) -> Cell:
+    text, note = method_texts(entry)
+    kinds = () if entry is None else ("verdict" * entry.best, EFFECT_TONES.get(entry.effect, ""))
+    kind = " ".join(filter(None, kinds))
+    return Cell(text, kind=kind, note=note.replace("..", " to "))
 
 
 def _speed_and_size(main: Comparison, charts: Mapping[str, str]) -> Iterator[str]:

@@ -8,6 +8,8 @@ from typing import Any
 from wmq_jax.analysis import plots, style
 from wmq_jax.analysis.alignment import Alignment
 from wmq_jax.analysis.filmstrip import draw_filmstrip, filmstrip_size
+from wmq_jax.analysis.method_chart import draw_methods, methods_size
+from wmq_jax.analysis.methods import MethodTable
 from wmq_jax.analysis.results import Results, Trace
 from wmq_jax.analysis.summary import Comparison
 
@@ -29,19 +31,25 @@ class Picture:
     trace: Trace | None = None
 
 
-def draw_pictures(results: Results, comparison: Comparison, aligned: Mapping[str, Alignment]) -> Iterator[Picture]:
+def draw_pictures(
+    results: Results, comparison: Comparison, aligned: Mapping[str, Alignment], methods: MethodTable | None
+) -> Iterator[Picture]:
     """Draws the charts, then a filmstrip a trace.
 
     Args:
       results: the results folder.
       comparison: what the charts show.
       aligned: alignment of every variant in the comparison that has rows.
+      methods: the same variants by setting and method, if the sweep has several methods.
 
     Yields:
-      Pictures, the charts named 'survival', 'success_by_iteration', 'success_by_size', 'alignment' and 'plans'.
+      Pictures, the charts named 'survival', 'methods' (if given), 'success_by_iteration', 'success_by_size',
+      'alignment' and 'plans'.
     """
     shown = plots.chosen_for_scatter(comparison)
     yield _chart("survival", plots.survival_size(comparison), plots.draw_survival, comparison)
+    if methods is not None:
+        yield _chart("methods", methods_size(methods), draw_methods, methods)
     yield _chart("success_by_iteration", plots.curves_size(comparison), plots.draw_curves, comparison)
     yield _chart("success_by_size", plots.SIZE_SIZE, plots.draw_size, comparison)
     yield _chart("alignment", plots.alignment_size(comparison), plots.draw_alignment, comparison, aligned)

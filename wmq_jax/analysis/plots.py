@@ -13,7 +13,8 @@ import numpy as np
 
 from wmq_jax.analysis import style
 from wmq_jax.analysis.alignment import LINKS, Alignment
-from wmq_jax.analysis.summary import Comparison, Line, Rate
+from wmq_jax.analysis.paired import Rate
+from wmq_jax.analysis.summary import Comparison, Line
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist

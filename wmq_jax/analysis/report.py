@@ -4,11 +4,12 @@ import dataclasses
 from pathlib import Path
 
 from wmq_jax.analysis.alignment import align
+from wmq_jax.analysis.methods import compare_methods
 from wmq_jax.analysis.narrative import report_html
 from wmq_jax.analysis.pictures import draw_pictures
 from wmq_jax.analysis.results import load_results
 from wmq_jax.analysis.summary import Comparison, compare, headline, main_comparison
-from wmq_jax.analysis.table import csv_table, format_table, markdown_table
+from wmq_jax.analysis.table import csv_table, format_table, markdown_methods, markdown_table
 from wmq_jax.io import write_bytes, write_text
 
 
@@ -48,12 +49,17 @@ def write_report(results_dir: str | Path) -> Summary:
     comparisons = tuple(compare(results, horizon) for horizon in results.horizons)
     main = main_comparison(results)
     aligned = align([row for row in results.rows if row.horizon == main.horizon]) if main else {}
-    pictures = tuple(draw_pictures(results, main, aligned)) if main else ()
+    methods = [compare_methods(results, comparison) for comparison in comparisons]
+    main_methods = methods[-1] if main else None
+    pictures = tuple(draw_pictures(results, main, aligned, main_methods)) if main else ()
     report = results.folder / "report.html"
     texts = {
         results.folder / "table.csv": csv_table(comparisons),
-        results.folder / "table.md": "\n".join(markdown_table(comparison) for comparison in comparisons),
-        report: report_html(results, comparisons, main, aligned, pictures),
+        results.folder / "table.md": "\n".join(
+            markdown_table(comparison) + (f"\n{markdown_methods(table)}" if table else "")
+            for comparison, table in zip(comparisons, methods)
+        ),
+        report: report_html(results, comparisons, main, aligned, main_methods, pictures),
     }
     images = {results.folder / "pictures" / f"{picture.name}.png": picture.png for picture in pictures}
     (results.folder / "pictures").mkdir(exist_ok=True)

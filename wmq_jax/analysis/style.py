@@ -44,6 +44,8 @@ VERDICT_COLOURS = {
     "baseline": INK,
     **{name: TONES[name].light for name in ("survives", "undecided", "falls")},
 }
+# Of a method beside round-to-nearest: the tone's name, which is also its class on the page.
+EFFECT_TONES = {"better": "survives", "worse": "falls"}
 VERDICT_MARKERS = {None: ".", "baseline": "s", "survives": "o", "undecided": "D", "falls": "v"}
 
 _RC = {

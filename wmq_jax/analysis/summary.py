@@ -9,47 +9,22 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Literal
 
-from wmq_jax.analysis import stats
+from wmq_jax.analysis.paired import (
+    LEVEL,
+    Clustering,
+    Difference,
+    Rate,
+    find_clustering,
+    holm_adjusted,
+    paired_difference,
+    pairs_of,
+    success_rate,
+)
 from wmq_jax.analysis.results import RANDOM_ACTIONS, TRUE_SIMULATOR, Results, Row, Variant
 
 SURVIVAL_MARGIN = 0.10  # the largest loss of success rate that still counts as surviving
-LEVEL = 0.05  # of the Holm-adjusted tests
 
 Verdict = Literal["baseline", "survives", "undecided", "falls"]
-
-
-@dataclasses.dataclass(frozen=True)
-class Rate:
-    """A success rate in 0..1 with its 95% interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Difference:
-    """Success rate minus that of full precision on the same cells, after the last MPC iteration.
-
-    Attributes:
-      estimate: in -1..1; negative where the variant is worse.
-      low: lower end of the 95% interval.
-      high: upper end of the 95% interval.
-      pairs: cells that both have computed.
-      gained: pairs that only the variant solved.
-      lost: pairs that only full precision solved.
-      p_value: of the exact McNemar test (sign-flip test over episodes where there are several seeds).
-      p_adjusted: by Holm over the quantized variants; None outside that family (references).
-    """
-
-    estimate: float
-    low: float
-    high: float
-    pairs: int
-    gained: int
-    lost: int
-    p_value: float
-    p_adjusted: float | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,8 +102,8 @@ def compare(results: Results, horizon: int) -> Comparison:
     groups |= {
         name: [row for row in reference_rows if row.variant == name] for name in (TRUE_SIMULATOR, RANDOM_ACTIONS)
     }
-    compared = [_pairs(members, base_rows) for name, members in groups.items() if base is None or name != base.name]
-    clustering = _clustering(list(groups.values()), compared)
+    compared = [pairs_of(members, base_rows) for name, members in groups.items() if base is None or name != base.name]
+    clustering = find_clustering(list(groups.values()), compared)
     lines = [_line(v.name, v, groups[v.name], [] if v is base else base_rows, clustering) for v in results.variants]
     references = [_line(name, None, groups[name], base_rows, clustering) for name in (TRUE_SIMULATOR, RANDOM_ACTIONS)]
     return Comparison(
@@ -199,111 +174,32 @@ def baseline_caveat(comparison: Comparison) -> str | None:
     return None
 
 
-@dataclasses.dataclass(frozen=True)
-class _Clustering:
-    """Correlation of an episode's cells across seeds: of success within 1..M iterations, and of differences."""
-
-    success: tuple[float, ...]
-    difference: float
-
-
-def _clustering(groups: Sequence[Sequence[Row]], compared: Sequence[Sequence[tuple[Row, Row]]]) -> _Clustering:
-    iterations = max((len(row.success) for rows in groups for row in rows), default=0)
-    return _Clustering(
-        success=tuple(
-            stats.intraclass_correlation(
-                [([row.success[k] for row in rows], [row.episode for row in rows]) for rows in groups]
-            )
-            for k in range(iterations)
-        ),
-        difference=stats.intraclass_correlation(
-            [(_gaps(pairs), [row.episode for row, _ in pairs]) for pairs in compared]
-        ),
-    )
-
-
 def _line(
-    name: str, variant: Variant | None, rows: Sequence[Row], base_rows: Sequence[Row], clustering: _Clustering
+    name: str, variant: Variant | None, rows: Sequence[Row], base_rows: Sequence[Row], clustering: Clustering
 ) -> Line:
     began = [row.nonfinite_iteration for row in rows if row.nonfinite_iteration is not None]
     return Line(
         name=name,
         variant=variant,
         cells=len(rows),
-        success=tuple(_rate(rows, k, clustering.success[k]) for k in range(len(rows[0].success))) if rows else (),
-        difference=_difference(_pairs(rows, base_rows), clustering.difference),
+        success=tuple(success_rate(rows, k, clustering.success[k]) for k in range(len(rows[0].success)))
+        if rows
+        else (),
+        difference=paired_difference(pairs_of(rows, base_rows), clustering.difference),
         verdict=None,
         nonfinite_cells=len(began),
         nonfinite_from=min(began, default=None),
     )
 
 
-def _rate(rows: Sequence[Row], k: int, correlation: float) -> Rate:
-    solved = sum(row.success[k] for row in rows)
-    effective = 1 / stats.design_effect([row.episode for row in rows], correlation)
-    low, high = stats.wilson_interval(solved * effective, len(rows) * effective)
-    return Rate(solved / len(rows), low, high)
-
-
-def _pairs(rows: Sequence[Row], base_rows: Sequence[Row]) -> list[tuple[Row, Row]]:
-    """The cells that both have computed."""
-    base = {row.cell: row for row in base_rows}
-    return [(row, base[row.cell]) for row in rows if row.cell in base]
-
-
-def _gaps(pairs: Sequence[tuple[Row, Row]]) -> list[int]:
-    """1 where only the variant succeeded, -1 where only full precision did, else 0."""
-    return [int(row.success[-1]) - int(other.success[-1]) for row, other in pairs]
-
-
-def _difference(pairs: Sequence[tuple[Row, Row]], correlation: float) -> Difference | None:
-    """The paired comparison with full precision; None without any pair."""
-    if not pairs:
-        return None
-    outcomes = [(row.success[-1], other.success[-1]) for row, other in pairs]
-    table = stats.PairedTable(
-        *(outcomes.count(outcome) for outcome in ((True, True), (True, False), (False, True), (False, False)))
-    )
-    gaps, episodes = _gaps(pairs), [row.episode for row, _ in pairs]
-    low, high = stats.newcombe_paired_interval(table.scaled(1 / stats.design_effect(episodes, correlation)))
-    return Difference(
-        estimate=sum(gaps) / len(gaps),
-        low=low,
-        high=high,
-        pairs=len(pairs),
-        gained=table.first_only,
-        lost=table.second_only,
-        p_value=_p_value(table, gaps, episodes),
-        p_adjusted=None,
-    )
-
-
-def _p_value(table: stats.PairedTable, gaps: Sequence[int], episodes: Sequence[int]) -> float:
-    """Exact McNemar; with several seeds an episode's cells are flipped together, since they are not independent."""
-    if len(set(episodes)) == len(episodes):
-        return stats.mcnemar_exact(table.first_only, table.second_only)
-    sums = dict.fromkeys(episodes, 0)
-    for gap, episode in zip(gaps, episodes):
-        sums[episode] += gap
-    return stats.sign_flip_test(list(sums.values()))
-
-
 def _judged(lines: Sequence[Line], base: Variant | None) -> tuple[Line, ...]:
-    """Lines with Holm's adjustment over all quantized variants, and with verdicts.
-
-    A variant without a row yet counts as one that does not differ, so that what an unfinished sweep calls fallen does
-    not recover as the others come in.
-    """
-    compared = [line for line in lines if line.difference is not None]
-    missing = sum(line.variant is not base for line in lines) - len(compared)
-    values = [line.difference.p_value for line in compared] + [1.0] * missing
-    adjusted = dict(zip((line.name for line in compared), stats.holm(values)))
+    """Lines with Holm's adjustment over all quantized variants, and with verdicts."""
+    adjusted = iter(holm_adjusted([line.difference for line in lines if line.variant is not base]))
     judged = []
     for line in lines:
         if line.variant is base:
             line = dataclasses.replace(line, verdict="baseline")
-        elif line.name in adjusted:
-            difference = dataclasses.replace(line.difference, p_adjusted=adjusted[line.name])
+        elif (difference := next(adjusted)) is not None:
             line = dataclasses.replace(line, difference=difference, verdict=_verdict(difference))
         judged.append(line)
     return tuple(judged)

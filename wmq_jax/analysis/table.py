@@ -6,13 +6,20 @@ import io
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 
+from wmq_jax.analysis.methods import MethodEntry, MethodTable, methods_sentence
+from wmq_jax.analysis.paired import LEVEL, Difference, Rate
 from wmq_jax.analysis.results import ModulePrecision, Results, Variant
-from wmq_jax.analysis.summary import Comparison, Difference, Line, Rate, baseline_caveat, compare, verdict_sentences
+from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, compare, verdict_sentences
 
 WIDTH = 120
 _SHOWN_ITERATIONS = (1, 2, 3, 5)
 _MARKS = {"baseline": " ", "survives": "+", "undecided": "?", "falls": "x", None: " "}
 _NONE = "-"
+METHODS_NOTE = (
+    "Success in % of cells after the last MPC iteration with its 95% interval, and the paired difference to "
+    "round-to-nearest (rtn) at the same setting in points; better, worse: Holm-adjusted p < "
+    f"{LEVEL:g}; best: the highest success of those that are better."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +103,26 @@ def markdown_table(comparison: Comparison) -> str:
         lines.append([column.text(line).replace("|", "\\|") for column in table] + [line.verdict or _NONE])
     body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
     return body + "\n\n" + "\n".join(f"* {text}" for text in footnotes(comparison)) + "\n"
+
+
+def markdown_methods(table: MethodTable) -> str:
+    """A Markdown table of one horizon: a line a setting, a column a method."""
+    lines = [["", *table.methods], [":--"] + ["--:"] * len(table.methods)]
+    for setting in table.settings:
+        texts = [method_texts(entry) for entry in table.row(setting)]
+        lines.append([setting, *("; ".join(filter(None, pair)) for pair in texts)])
+    body = "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+    notes = (methods_sentence(table), METHODS_NOTE)
+    return f"Methods at the same setting\n\n{body}\n\n" + "\n".join(f"* {text}" for text in notes) + "\n"
+
+
+def method_texts(entry: MethodEntry | None) -> tuple[str, str]:
+    """Success of an entry, and its difference to round-to-nearest with what the test says of it."""
+    if entry is None:
+        return _NONE, ""
+    difference = "" if entry.difference is None else difference_text(entry.difference)
+    word = "best" if entry.best else entry.effect
+    return rate_text(entry.line.success[-1]), difference + (f" {word}" if word else "")
 
 
 def csv_table(comparisons: Sequence[Comparison]) -> str:

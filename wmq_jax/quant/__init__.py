@@ -41,7 +41,7 @@ from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, lwc_grid
 from wmq_jax.quant.observers import Observer, channel_ranges, ema, minmax, percentile, sequences
 from wmq_jax.quant.omniquant import OmniQuantSpec, omniquant, omniquant_block
 from wmq_jax.quant.omse import ClippingSearch, omse, omse_grid, omse_range, released_omse_grid
-from wmq_jax.quant.packing import PackedKernel, expand, expand_packed, pack, pack_kernel
+from wmq_jax.quant.packing import PackedKernel, expand, expand_packed, pack, pack_kernel, packed_nbytes
 from wmq_jax.quant.quantizer import (
     OFF,
     PER_TOKEN,
@@ -145,6 +145,7 @@ __all__ = [
     "omse_range",
     "pack",
     "pack_kernel",
+    "packed_nbytes",
     "per_token_quantizer",
     "percentile",
     "quantize",

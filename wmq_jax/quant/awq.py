@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wmq_jax.quant import calibration, grid, paths, weights
+from wmq_jax.quant import grid, paths, weights
 from wmq_jax.quant.block_inputs import capture, check_block_inputs, mean_over, sampled_inputs
 from wmq_jax.quant.equalization import check_topology, rescale, rescale_statistics
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import Block, Pair, Topology
-from wmq_jax.quant.transform import State, Transform, replace_block, unless_none
+from wmq_jax.quant.transform import State, Transform, block_params, replace_block, unless_none
 
 PyTree = Any
 
@@ -47,6 +47,8 @@ class AWQSpec:
       clips: clipping levels searched, ``1 - k / 20`` of the largest magnitude.
       tokens: the clipping search looks at about this many.
       rounded: round in the end; False leaves floats for another transform (pairs without a producer are then skipped).
+      stale_grids: search in a block that is rounded already, to grids of its kernels as they were before anything was
+        scaled or clipped, and round to these grids in the end, as the released code does.
     """
 
     weight: weights.WeightSpec
@@ -59,6 +61,7 @@ class AWQSpec:
     clips: int = 10
     tokens: int = 512
     rounded: bool = True
+    stale_grids: bool = False
 
     def pairs(self, block: Block) -> tuple[Pair, ...]:
         """The pairs of a block that are scaled."""
@@ -71,7 +74,7 @@ class AWQBlock(NamedTuple):
 
     Attributes:
       params: of the block.
-      output: of the block before anything changed, (n, L, ...): the next block's input.
+      output: of the block before anything changed, (n, ..., C): the next block's input.
       scales: consumer -> (C,), of every pair that was scaled.
       losses: consumer -> (ratios,), errors of the scale search.
       limits: site -> (outputs, groups), where weights were clipped.
@@ -96,6 +99,7 @@ def awq(
     grid_fn: weights.GridFn = weights.absmax_grid,
     search_grid: weights.GridFn | None = None,
     rounded: bool = True,
+    stale_grids: bool = False,
 ) -> Transform:
     """Scales, clips and rounds the kernels of every block of the topology.
 
@@ -106,20 +110,22 @@ def awq(
     The released study scales LayerNorm -> fc1 only (``scaled='.*fc1'``), clips queries and keys too
     (``clip_queries_keys=True``), searches with ``released_range_grid`` for weights rounded to ``absmax_grid``
     afterwards, cuts groups from the flattened matrix (``layout='flat'``), compares outputs of the MLP (the topology's
-    ``Pair.part``), and runs after calibration on a quantized network, whose scales are then stale; that order is not
-    offered here.
+    ``Pair.part``), and searches in a network whose quantizers are calibrated and on, and stay as they are
+    (``stale_grids=True``; clearly worse).
 
     Args:
       bits: 2..15, or None, 16 or 32 for none; may be traced.
       group_size, layout: see ``weights.WeightSpec``.
-      scaled, clip, clip_queries_keys, grid_fn, search_grid, rounded: see ``AWQSpec``; ``search_grid`` defaults to
-        ``grid_fn``.
+      scaled, clip, clip_queries_keys, grid_fn, search_grid, rounded, stale_grids: see ``AWQSpec``; ``search_grid``
+        defaults to ``grid_fn``.
 
-    Raises (``check``):
-      ValueError: no topology, a ``scaled`` that matches no pair, no sampled block input, a block whose input has no
-        tokens, a kernel whose inputs are not the channels of its tap (a convolution's), NaN or infinity; the site is
-        named.
+    Raises:
+      ValueError: ``stale_grids`` without rounding; and from ``check``: no topology, a ``scaled`` that matches no pair,
+        no sampled block input, a kernel whose inputs are not the channels of its tap (a convolution's), NaN or
+        infinity; the site is named.
     """
+    if stale_grids and not rounded:
+        raise ValueError("awq: stale_grids needs rounded=True, since another transform would round to grids of its own")
     spec = AWQSpec(
         weights.WeightSpec(None, group_size, layout),
         scaled,
@@ -128,6 +134,7 @@ def awq(
         grid_fn,
         grid_fn if search_grid is None else search_grid,
         rounded=rounded,
+        stale_grids=stale_grids,
     )
     bits = grid.canonical_bits(bits)
 
@@ -137,17 +144,13 @@ def awq(
         if first and not any(spec.pairs(block) for _, block in topology.blocks()):
             raise ValueError(f"awq: scaled={scaled!r} matches no pair; the first consumers are {', '.join(first)}")
         check_block_inputs(state, topology, "awq")
-        for path in topology.first_blocks():
-            shape = calibration.block_statistics(state.statistics)[path].inputs.shape
-            if len(shape) != 3:
-                raise ValueError(f"awq takes block inputs (samples, tokens, channels); those of '{path}' are {shape}")
 
     def apply(state: State, topology: Topology | None = None) -> State:
         statistics = state.statistics
         for stack in topology.stacks:
             x, mask = sampled_inputs(state.statistics, stack)
             for path, block in stack:
-                part = paths.subtree(state.params, path)
+                part = block_params(state, path)
                 view, matrices = as_matrices(block, part)
                 found = awq_block(matrices, x, mask, bits, view, spec)
                 changed = reshape_like(found.params, part)
@@ -166,16 +169,18 @@ def awq_block(params: PyTree, x: jax.Array, mask: jax.Array, bits, block: Block,
 
     Args:
       params: of the block; kernels of sites are matrices (see ``as_matrices``).
-      x: (n, L, ...) inputs of the block.
-      mask: (n, L), 1 where an input counts.
+      x: (n, ..., C) inputs of the block, channels last.
+      mask: (n, ...), 1 where a token counts.
       bits: 2..15; may be traced.
       block, spec: static.
     """
-    output, inputs = capture(block, params, x)
+    stale = _stale_grids(params, block, bits, spec) if spec.stale_grids else {}
+    as_run = functools.partial(_rounded_kernels, grid_fns=stale, bits=bits, spec=spec)
+    output, inputs = capture(block, as_run(params), x)
     scales, losses, beside, limits, codes = {}, {}, {}, {}, {}
     for pair in spec.pairs(block):
         name = pair.consumers[0]
-        scales[name], losses[name] = _search_scale(params, x, output, inputs, mask, bits, block, pair, spec)
+        scales[name], losses[name] = _search_scale(params, as_run, x, output, inputs, mask, bits, block, pair, spec)
         if pair.producer is None:
             beside |= dict.fromkeys(pair.consumers, scales[name])
         else:
@@ -194,17 +199,36 @@ def awq_block(params: PyTree, x: jax.Array, mask: jax.Array, bits, block: Block,
         result = (kernel / scale).astype(exact.dtype)
         if spec.rounded:
             divisor = scale if site in beside else None
-            found = weights.encode_kernel(kernel, bits, spec.weight, spec.grid_fn, exact=exact, divisor=divisor)
+            grid_fn = stale.get(site, spec.grid_fn)
+            found = weights.encode_kernel(kernel, bits, spec.weight, grid_fn, exact=exact, divisor=divisor)
             result, codes[f"{site}/kernel"] = weights.decoded_or(result, found, bits), weights.with_integers(found)
         params = paths.nest({f"{site}/kernel": result}, params)
     return AWQBlock(params, output, scales, losses, limits, codes)
 
 
-def _search_scale(params, x, output, inputs, mask, bits, block: Block, pair: Pair, spec: AWQSpec):
-    """The scale (C,) of a pair with the smallest error, and the error of every ratio."""
+def _stale_grids(params: PyTree, block: Block, bits, spec: AWQSpec) -> dict[str, weights.GridFn]:
+    """Site -> the grids of its kernel as it is now, whatever it becomes."""
+
+    def grid_fn(site):
+        grids = spec.grid_fn(weights.to_groups(paths.subtree(params, site)["kernel"], spec.weight), bits)
+        return lambda groups, bits: grids
+
+    return {site: grid_fn(site) for site in block.sites}
+
+
+def _rounded_kernels(params: PyTree, grid_fns: dict[str, weights.GridFn], bits, spec: AWQSpec) -> PyTree:
+    """The block with the kernels of these sites rounded."""
+    round_site = lambda site: weights.round_to_grids(
+        paths.subtree(params, site)["kernel"], bits, spec.weight, grid_fns[site]
+    )
+    return paths.nest({f"{site}/kernel": round_site(site) for site in grid_fns}, params)
+
+
+def _search_scale(params, as_run, x, output, inputs, mask, bits, block: Block, pair: Pair, spec: AWQSpec):
+    """The scale (C,) of a pair with the smallest error, and the error of every ratio; ``as_run`` of parameters runs."""
     if pair.part is not None:
         seen, path, apply = inputs[pair.consumers[0]], pair.part.path, pair.part.apply
-        target = apply(paths.subtree(params, path), seen)
+        target = apply(paths.subtree(as_run(params), path), seen)
     else:
         seen, path, apply, target = x, "", block.apply, output
     magnitude = mean_over(mask, jnp.abs(inputs[pair.consumers[0]]))
@@ -222,7 +246,7 @@ def _search_scale(params, x, output, inputs, mask, bits, block: Block, pair: Pai
             return (scaled / scale).astype(kernel.dtype)
 
         changed = paths.nest({f"{name}/kernel": rounded(name) for name in pair.consumers}, params)
-        return mean_over(mask, (apply(paths.subtree(changed, path), seen) - target) ** 2).mean()
+        return mean_over(mask, (apply(paths.subtree(as_run(changed), path), seen) - target) ** 2).mean()
 
     ratios = jnp.arange(spec.ratios) / spec.ratios
     losses = jax.lax.map(loss_of, ratios)

@@ -11,7 +11,7 @@ from wmq_jax.quant import calibration, paths
 from wmq_jax.quant.matrices import as_matrices
 from wmq_jax.quant.taps import thread
 from wmq_jax.quant.topology import Block, Stack, Topology
-from wmq_jax.quant.transform import State
+from wmq_jax.quant.transform import State, block_params
 
 PyTree = Any
 
@@ -22,14 +22,20 @@ def capture(block: Block, params: PyTree, x: jax.Array) -> tuple[jax.Array, dict
 
 
 def sampled_inputs(statistics: PyTree, stack: Stack) -> tuple[jax.Array, jax.Array]:
-    """Inputs (n, L, ...) of a stack's first block, and their mask (n, L)."""
+    """Inputs (n, ..., C) of a stack's first block, and (n, ...): 1 where a token counts.
+
+    Whatever axes there are between samples and channels, a token is what lies along the last one.
+    """
     sample = calibration.block_statistics(statistics)[stack[0][0]]
-    return sample.inputs, sample.mask()
+    # Of samples that are one token each, the axis whose length is known is that of the channels.
+    mask = sample.mask() if sample.inputs.ndim > 2 else sample.mask()[:, 0]
+    leading = sample.inputs.shape[:-1]
+    return sample.inputs, jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (len(leading) - mask.ndim)), leading)
 
 
 def mean_over(mask: jax.Array, x: jax.Array) -> jax.Array:
-    """The mean (...,) of x (n, L, ...) over the inputs that count."""
-    return jnp.tensordot(mask, x, 2) / jnp.maximum(mask.sum(), 1)
+    """The mean (C,) of x (n, ..., C) over the tokens that count, those of ``mask`` (n, ...)."""
+    return jnp.tensordot(mask, x, mask.ndim) / jnp.maximum(mask.sum(), 1)
 
 
 def check_block_inputs(state: State, topology: Topology, method: str) -> None:
@@ -47,17 +53,17 @@ def check_block_inputs(state: State, topology: Topology, method: str) -> None:
     kernels = [f"{path}/{site}/kernel" for path, block in topology.blocks() for site in block.sites]
     paths.check_finite("weight", {name: leaves[name] for name in kernels})
     for stack in topology.stacks:
-        _check_channels(state.params, stack, seen[stack[0][0]].inputs, method)
+        _check_channels(state, stack, seen[stack[0][0]].inputs, method)
 
 
-def _check_channels(params: PyTree, stack: Stack, x: jax.Array, method: str) -> None:
+def _check_channels(state: State, stack: Stack, x: jax.Array, method: str) -> None:
     """Checks that every site of a stack is tapped, and sees as many channels as its kernel has input rows."""
     checked = set()
     for path, block in stack:
         if block in checked:
             continue
         checked.add(block)
-        view, part = as_matrices(block, paths.subtree(params, path))
+        view, part = as_matrices(block, block_params(state, path))
         # What the first block gives has the shape of what it takes, or the stack could not go on.
         _, inputs = jax.eval_shape(lambda part, x: capture(view, part, x), part, x)
         for site in block.sites:

@@ -32,7 +32,7 @@ from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.quantizer import fake_quant_tokens, per_token_quantizer
 from wmq_jax.quant.taps import thread
 from wmq_jax.quant.topology import Block, Topology
-from wmq_jax.quant.transform import State, Transform, replace_block, unless_none
+from wmq_jax.quant.transform import State, Transform, block_params, replace_block, unless_none
 
 PyTree = Any
 
@@ -140,7 +140,7 @@ def omniquant(
             target = x
             for path, block in stack:
                 maxima = {pair.consumers[0]: sites[f"{path}/{pair.consumers[0]}"].absmax() for pair in foldable(block)}
-                part = paths.subtree(state.params, path)
+                part = block_params(state, path)
                 view, matrices = as_matrices(block, part)
                 learned = initial(matrices, maxima, alpha, view, spec)
                 trained = omniquant_block(matrices, learned, x, target, mask, bits, act_bits, view, spec)
@@ -196,8 +196,8 @@ def omniquant_block(
     Args:
       params: of the float block.
       learned: of ``initial``.
-      x, target_input: (n, L, ...) what the quantized and the float blocks before this one give.
-      mask: (n, L), 1 where an input counts.
+      x, target_input: (n, ..., C) what the quantized and the float blocks before this one give, channels last.
+      mask: (n, ...), 1 where a token counts.
       bits, act_bits: 2..15, act_bits also ``NO_BITS``; may be traced.
       block, spec: static.
     """
@@ -255,7 +255,7 @@ def _train(params, learned, x, target, mask, bits, act_bits, block: Block, spec:
         learned, state = carry
         learned = _positive(learned)
         chosen, count = batch
-        counted = mask[chosen] * count[:, None]
+        counted = jnp.einsum("b...,b->b...", mask[chosen], count)
         loss, gradient = jax.value_and_grad(block_loss)(
             learned, params, x[chosen], target[chosen], counted, bits, act_bits, block, spec
         )

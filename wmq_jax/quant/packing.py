@@ -91,6 +91,19 @@ def pack_kernel(quantized: weights.QuantizedKernel) -> PackedKernel:
     Raises:
       ValueError: its grids do not have ``2**bits`` codes for one number of bits, 2..15.
     """
+    packed = _without_codes(quantized)
+    codes = np.asarray(quantized.codes, np.float32) - np.asarray(quantized.grid.qmin)
+    codes = np.asarray(weights.from_groups(codes, quantized.shape, quantized.spec)).astype(np.int64)
+    return dataclasses.replace(packed, stream=pack_bits(codes, packed.bits))
+
+
+def packed_nbytes(quantized: weights.QuantizedKernel) -> int:
+    """``pack_kernel(quantized).nbytes`` without packing; raises as it does."""
+    return _without_codes(quantized).nbytes
+
+
+def _without_codes(quantized: weights.QuantizedKernel) -> PackedKernel:
+    """The packed form with an empty stream of the right size."""
     grid = jax.tree.map(np.asarray, quantized.grid)
     steps = np.unique(grid.qmax - grid.qmin)
     bits = int(steps[0] + 1).bit_length() - 1
@@ -100,11 +113,10 @@ def pack_kernel(quantized: weights.QuantizedKernel) -> PackedKernel:
         )
     rows, groups, _ = weights.group_shape(quantized.shape, quantized.spec)
     scale, zero_point = (np.broadcast_to(x, (rows, groups, 1)) for x in (grid.scale, grid.zero_point - grid.qmin))
-    codes = np.asarray(quantized.codes, np.float32) - grid.qmin
-    stream = pack_bits(np.asarray(weights.from_groups(codes, quantized.shape, quantized.spec)).astype(np.int64), bits)
     same = (zero_point == zero_point.flat[0]).all()
     return PackedKernel(
-        stream=stream,
+        # A view of one byte: nothing is allocated for what is only counted.
+        stream=np.broadcast_to(np.uint8(0), -(-math.prod(quantized.shape) * bits // 8)),
         scale=np.array(scale, np.float32),
         zero_point=None if same else np.array(zero_point, np.float32),
         divisor=None if quantized.divisor is None else np.asarray(quantized.divisor),

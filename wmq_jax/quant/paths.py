@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -33,7 +33,7 @@ def map_named(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
 
 
 def nest(flat: dict[str, Any], base: PyTree = None) -> dict:
-    """Nested dictionaries with ``flat``'s values at its names, over a copy of ``base``."""
+    """Nested dictionaries with ``flat``'s values at its names, over a copy of ``base``, mappings of any kind."""
     nested = _copy_dicts(base or {})
     for name, value in flat.items():
         *parents, last = name.split("/")
@@ -45,7 +45,7 @@ def nest(flat: dict[str, Any], base: PyTree = None) -> dict:
 
 
 def subtree(tree: PyTree, name: str) -> PyTree:
-    """What nested dictionaries hold at ``name``; all of it for ''."""
+    """What nested mappings hold at ``name``; all of it for ''."""
     for key in filter(None, name.split("/")):
         tree = tree[key]
     return tree
@@ -64,7 +64,7 @@ def check_finite(kind: str, named: dict[str, Any]) -> None:
 
 
 def _copy_dicts(tree: PyTree) -> PyTree:
-    return {key: _copy_dicts(value) for key, value in tree.items()} if isinstance(tree, dict) else tree
+    return {key: _copy_dicts(value) for key, value in tree.items()} if isinstance(tree, Mapping) else tree
 
 
 def _key(entry) -> Any:

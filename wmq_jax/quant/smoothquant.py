@@ -18,7 +18,7 @@ from wmq_jax.quant.equalization import (
 )
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import LINEAR, NORM, Pair, Topology
-from wmq_jax.quant.transform import State, Transform, replace_block
+from wmq_jax.quant.transform import State, Transform, block_params, replace_block
 
 
 def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
@@ -53,7 +53,7 @@ def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
         for path, block in topology.blocks():
             pairs = tuple(foldable(block, kinds))
             maxima = [seen[f"{path}/{pair.consumers[0]}"].absmax() for pair in pairs]
-            part = paths.subtree(state.params, path)
+            part = block_params(state, path)
             smoothed, scales = _smooth(as_matrices(block, part)[1], maxima, alpha, pairs)
             state = replace_block(state, path, reshape_like(smoothed, part), block.sites)
             for pair, scale in zip(pairs, scales):

@@ -72,6 +72,11 @@ def chain(*transforms: Transform) -> Transform:
     return Transform(check, apply)
 
 
+def block_params(state: State, path: str) -> dict[str, Any]:
+    """The parameters of a block as plain nested dictionaries, whatever mappings (a FrozenDict) hold them."""
+    return paths.nest({}, paths.subtree(state.params, path))
+
+
 def replace_block(
     state: State,
     path: str,
@@ -81,6 +86,8 @@ def replace_block(
     bits: Any = None,
 ) -> State:
     """``state`` with other parameters of a block: those of the codes are what the codes expand to.
+
+    The tree keeps its structure.
 
     Args:
       state: before.
@@ -96,7 +103,9 @@ def replace_block(
     changed = {f"{path}/{site}/kernel" for site in sites}
     kept = {name: quantized for name, quantized in state.codes.items() if name not in changed}
     found = {f"{path}/{name}": quantized for name, quantized in codes.items()}
-    return state._replace(params=paths.nest({path: paths.nest(floats, params)}, state.params), codes=kept | found)
+    leaves = {f"{path}/{name}": leaf for name, leaf in paths.named_leaves(paths.nest(floats, params)).items()}
+    params = paths.map_named(lambda name, leaf: leaves.get(name, leaf), state.params)
+    return state._replace(params=params, codes=kept | found)
 
 
 def unless_none(bits, transform: Transform) -> Transform:

@@ -20,17 +20,20 @@ TOKENS = 128
 SEQUENCES = 32
 
 
-def observe(config: WorldModelConfig, tokens: int = TOKENS, sequences: int = SEQUENCES) -> Callable[..., PyTree]:
+def observe(
+    config: WorldModelConfig, tokens: int = TOKENS, sequences: int = SEQUENCES, seed: int = 0
+) -> Callable[..., PyTree]:
     """What a calibration pass keeps of a rollout, for ``quant.calibrate``: by default all that any method here needs.
 
     Args:
       config: the model.
       tokens: sampled at every site; 0: only ranges of channels are kept.
       sequences: inputs sampled of the first block of encoder and predictor; 0: none.
+      seed: of what is sampled. Statistics that are to be merged need different ones.
     """
     blocks = topology(config).first_blocks() if sequences else ()
-    sampled = quant.sequences(sequences) if sequences else None
-    return linen.observe(WorldModel(config), "rollout", quant.channel_ranges(tokens), blocks, sampled)
+    sampled = quant.sequences(sequences, seed) if sequences else None
+    return linen.observe(WorldModel(config), "rollout", quant.channel_ranges(tokens, seed=seed), blocks, sampled)
 
 
 def calibrate(
@@ -44,7 +47,7 @@ def calibrate(
       batches: arguments of ``WorldModel.rollout``: images (B, n, H, W, 3), proprioception (B, n, p), actions (B, n +
         m, A).
       statistics: continue from these.
-      **samples: ``tokens`` and ``sequences`` of ``observe``.
+      **samples: ``tokens``, ``sequences`` and ``seed`` of ``observe``.
     """
     return quant.calibrate(observe(model.config, **samples), variables, batches, statistics)
 

@@ -41,6 +41,8 @@ class Method(NamedTuple):
       statistics: it needs calibration statistics.
       block_inputs: it needs sampled inputs of blocks.
       act_range: what static activation quantizers beside it cover; see ``quant.ActivationSpec``.
+      scaled: the pairs that it scales by ``quant.awq``'s pattern; a scale that no producer takes is stored beside its
+        kernel. None: it keeps none there.
     """
 
     title: str
@@ -48,6 +50,7 @@ class Method(NamedTuple):
     statistics: bool = False
     block_inputs: bool = False
     act_range: str = "observed"
+    scaled: str | None = None
 
 
 METHODS: Mapping[str, Method] = {
@@ -67,6 +70,7 @@ METHODS: Mapping[str, Method] = {
         lambda bits, group, token_bits, rules: quant.awq(bits, group, scaled=AWQ_SCALED),
         statistics=True,
         block_inputs=True,
+        scaled=AWQ_SCALED,
     ),
     "omniquant": Method(
         "OmniQuant",

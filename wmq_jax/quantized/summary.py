@@ -125,24 +125,27 @@ def summarize_sites(config: WorldModelConfig, spec: VariantSpec, variant: quant.
                 scale, sqnr = np.asarray(codes.grid.scale), codes.sqnr
                 entry["scale"] = [float(scale.min()), float(scale.max())]
                 entry["sqnr_db"] = sqnr if math.isfinite(sqnr) else None
-                entry["bytes"] = quant.pack_kernel(codes).nbytes
+                entry["bytes"] = quant.packed_nbytes(codes)
             quantizer = paths.subtree(variant.quant, f"{site}/input")
             entries.append({**entry, "activations": _describe_quantizer(quantizer, part)})
     return entries
 
 
-def summarize_sizes(packed: PyTree, params: PyTree, variant: quant.State) -> dict[str, dict[str, int]]:
-    """Bytes by part of the model and in all, as stored and in floating point.
+def summarize_sizes(params: PyTree, variant: quant.State) -> dict[str, dict[str, int]]:
+    """Bytes by part of the model and in all, as stored (integers packed) and in floating point.
 
     ``planning`` is all but the decoder, as sweeps count; static activation quantizers have a scale and a zero point.
 
     Args:
-      packed: parameters of ``quant.pack``.
       params: the model in floating point.
-      variant: its activation quantizers count.
+      variant: of ``build_variant``; its activation quantizers count.
     """
-    of = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
-    sizes = {name: {"bytes": of(packed[name]), "float_bytes": of(params[name])} for name in sorted(params)}
+    sizes = {name: {"bytes": 0, "float_bytes": 0} for name in sorted(params)}
+    stored = lambda name, leaf: quant.packed_nbytes(variant.codes[name]) if name in variant.codes else leaf.nbytes
+    for name, leaf in paths.named_leaves(variant.params).items():
+        sizes[name.partition("/")[0]]["bytes"] += stored(name, leaf)
+    for name, leaf in paths.named_leaves(params).items():
+        sizes[name.partition("/")[0]]["float_bytes"] += leaf.nbytes
     named = paths.named_leaves(variant.quant, is_leaf=lambda node: isinstance(node, quant.Quantizer))
     for name, quantizer in named.items():
         sizes[name.partition("/")[0]]["bytes"] += 8 * int(quantizer.mode == quant.STATIC)

@@ -202,20 +202,34 @@ def _quantizers(
 def size_bytes(config: WorldModelConfig, params: PyTree, spec: VariantSpec) -> int:
     """Bytes that a variant takes when its integers are packed.
 
-    Counts, for every quantized kernel, ``bits`` a weight (rounded up to whole bytes) and a float32 scale a group; for
-    every static activation quantizer a float32 scale and zero point; everything else in ``params`` at its own size
-    (leave the decoder out of ``params`` for what planning needs). The grids of all methods here are symmetric: weights
+    Counts, for every quantized kernel, ``bits`` a weight (rounded up to whole bytes), a float32 scale a group, and one
+    an input where a scale stays beside the kernel (``Q(W s) / s``); for every static activation quantizer a float32
+    scale and zero point; everything else in ``params`` at its own size (leave the decoder out of ``params`` for what
+    planning needs). The grids of all methods here are symmetric: weights
     have no zero points. A checkpoint of ``experiments.quantize`` stores just that.
     """
     leaves = paths.named_leaves(params)
     total = sum(leaf.nbytes for leaf in leaves.values())
     for module in MODULES:
         part: ModuleSpec = getattr(spec, module)
+        beside = _scaled_beside(config, module, part)
         for site in sites(config)[module]:
             kernel = leaves[f"{site}/kernel"]
             if part.weight_bits is not None:
                 rows, groups, _ = quant.group_shape(kernel.shape, quant.WeightSpec(None, part.group_size))
                 total += -(-kernel.size * part.weight_bits // 8) + 4 * rows * groups - kernel.nbytes
+                total += 4 * kernel.shape[0] * (site in beside)
             if part.act_granularity == "tensor":
                 total += 8
     return total
+
+
+def _scaled_beside(config: WorldModelConfig, module: str, spec: ModuleSpec) -> set[str]:
+    """The sites of a module whose method keeps a scale of their inputs beside the kernel."""
+    pattern = METHODS[spec.method].scaled if spec.method else None
+    if pattern is None:
+        return set()
+    search = quant.AWQSpec(quant.WeightSpec(None), pattern)
+    blocks = topology(config).restricted(module).blocks()
+    pairs = [(path, pair) for path, block in blocks for pair in search.pairs(block) if pair.producer is None]
+    return {f"{path}/{consumer}" for path, pair in pairs for consumer in pair.consumers}

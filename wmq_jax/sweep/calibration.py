@@ -76,9 +76,10 @@ def planner_rollouts(
             env_state = record.env_state
 
 
-def drawn_episodes(dataset: OfficialDataset, seed: int) -> np.ndarray:
-    """Numbers of the training episodes of a data set, in the order in which calibration takes them."""
-    return np.random.RandomState(seed).permutation(dataset.split().train)
+def drawn_episodes(dataset: OfficialDataset, limits: Mapping[str, int], skip: int = 0) -> np.ndarray:
+    """The numbers (n,) of the training episodes that are drawn: ``episodes`` of them by ``seed``, ``skip`` left out."""
+    drawn = np.random.RandomState(limits["seed"]).permutation(dataset.split().train)
+    return drawn[skip : skip + limits["episodes"]]
 
 
 def dataset_rollouts(
@@ -100,7 +101,7 @@ def dataset_rollouts(
     Raises:
       ValueError: an episode is shorter than one model action.
     """
-    chosen = drawn_episodes(dataset, limits["seed"])[skip : skip + limits["episodes"]]
+    chosen = drawn_episodes(dataset, limits, skip)
     shortest = int(dataset.lengths[chosen].min())
     span = min(limits["horizon"], shortest // config.frameskip) * config.frameskip
     if span == 0:

@@ -36,6 +36,7 @@ class Sweep:
     Attributes:
       settings: checked settings.
       checkpoint: the model.
+      given_sha256: of its parameters before a variant's method added a bias of zeros to them.
       dataset: the official data set, if one is given.
       problem: what is planned, over variables with quantizers.
       apply: the model's quantized apply.
@@ -49,6 +50,7 @@ class Sweep:
 
     settings: SweepSettings
     checkpoint: ModelCheckpoint
+    given_sha256: str
     dataset: OfficialDataset | None
     problem: Problem
     apply: Callable[..., Any]
@@ -137,6 +139,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
         raise ValueError(f"process must be 0..{processes - 1} (of {processes}), not {process}")
     dataset = open_dataset(settings.dataset) if settings.dataset else None
     checkpoint, dataset = open_model(settings.checkpoint, dataset, settings.env["name"])
+    given_sha256 = params_sha256(checkpoint.params)
     if quantized.needs_qkv_bias(settings.variants):
         config_of_all, params = quantized.with_qkv_bias(checkpoint.config, checkpoint.params)
         checkpoint = dataclasses.replace(checkpoint, config=config_of_all, params=params)
@@ -173,6 +176,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
     return Sweep(
         settings=settings,
         checkpoint=checkpoint,
+        given_sha256=given_sha256,
         dataset=dataset,
         problem=problem,
         apply=apply,
@@ -216,7 +220,7 @@ def given_identity(
     """
     frames_of = ()
     if settings.calibration_source == "dataset":
-        frames_of = drawn_episodes(dataset, settings.calibration["seed"])[:episodes]
+        frames_of = drawn_episodes(dataset, {**settings.calibration, "episodes": episodes})
     return {
         "normalizer": checkpoint.normalizer.to_dict(),
         "dataset": dataset.identity(frames_of) if dataset is not None else {},

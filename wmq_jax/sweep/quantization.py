@@ -4,33 +4,39 @@ The folder of a run holds config.json, statistics.npz, model/ (the checkpoint) a
 """
 
 import dataclasses
-import io
 import json
 import os
 import re
 import shutil
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from wmq_jax import quant, quantized
 from wmq_jax.checkpoints.native import save_model
 from wmq_jax.envs.manifest import make_manifest
-from wmq_jax.io import adopt_config, make_workdir, sha256_of, write_bytes, write_json
+from wmq_jax.io import adopt_config, make_workdir, sha256_of, write_json
 from wmq_jax.models import WorldModel
+from wmq_jax.sweep.calibration import drawn_episodes
 from wmq_jax.sweep.devices import use_compilation_cache
 from wmq_jax.sweep.preparation import Sweep, given_identity, planning_params, prepare
 from wmq_jax.sweep.run import calibration_rollouts, compile_planner
 from wmq_jax.sweep.settings import check_settings
+from wmq_jax.sweep.statistics_file import (
+    CALIBRATION,
+    HELD_OUT,
+    PARTS,
+    PLANNER,
+    Statistics,
+    Stream,
+    load_statistics,
+    save_statistics,
+)
 
 MODEL, STATISTICS, SUMMARY = "model", "statistics.npz", "summary.json"
-# Parts of a statistics file: what methods look at, and inputs of other episodes that only block errors look at.
-CALIBRATION, HELD_OUT = "calibration", "held_out"
 _IDENTITY = ("config", "statistics", "tile", "platform", "params_sha256", "given", "xla_flags", "compiler")
 
 Log = Callable[[str], None]
@@ -44,14 +50,14 @@ class Quantization:
       sweep: the model, the data set and the calibration episodes, held-out ones after those that methods look at.
       spec: the variant.
       held_out: episodes for block errors; 0 for none.
-      statistics: given ones, ``{CALIBRATION: ..., HELD_OUT: ...}``; None: calibrate.
+      statistics: given ones, of this model; None: calibrate.
       config: contents of ``config.json``.
     """
 
     sweep: Sweep
     spec: quantized.VariantSpec
     held_out: int
-    statistics: Any
+    statistics: Statistics | None
     config: dict[str, Any]
 
 
@@ -87,7 +93,7 @@ def prepare_quantization(config: Mapping[str, Any], statistics: Sequence[str | o
     manifest = make_manifest(sweep.problem.env, "calibration", episodes + held_out, sweep.settings.base_seed)
     given = load_statistics(statistics) if statistics else None
     if given is not None:
-        _check_given(sweep, given, held_out)
+        _check_given(sweep, given, held_out, ", ".join(map(str, statistics)))
     decisive = {name: value for name, value in config.items() if name not in ("name", "engine")}
     return Quantization(
         sweep=dataclasses.replace(sweep, calibration=manifest),
@@ -150,7 +156,7 @@ def run_quantization(job: Quantization, workdir: Path, log: Log = print) -> dict
         "name": job.spec.name,
         "sites": quantized.summarize_sites(checkpoint.config, job.spec, variant),
         "blocks": _block_summary(job, variant, build, statistics),
-        "bytes": quantized.summarize_sizes(quant.pack(variant.params, variant.codes), checkpoint.params, variant),
+        "bytes": quantized.summarize_sizes(checkpoint.params, variant),
     }
     # A kill may have left a part of it.
     shutil.rmtree(workdir / MODEL, ignore_errors=True)
@@ -162,38 +168,6 @@ def run_quantization(job: Quantization, workdir: Path, log: Log = print) -> dict
     return summary
 
 
-def save_statistics(path: Path, statistics: Any) -> None:
-    """Writes statistics as named arrays, atomically; identical ones give identical files."""
-    buffer = io.BytesIO()
-    np.savez(buffer, **quant.statistics_to_arrays(statistics))
-    write_bytes(path, buffer.getvalue())
-
-
-def load_statistics(paths: Sequence[str | os.PathLike]) -> Any:
-    """Statistics of files of :func:`save_statistics`, merged.
-
-    Raises:
-      FileNotFoundError: there is no such file.
-      ValueError: a file holds no statistics, or those of different models.
-    """
-    parts = []
-    for path in paths:
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                parts.append(quant.statistics_from_arrays({name: arrays[name] for name in arrays.files}))
-        except FileNotFoundError:
-            raise FileNotFoundError(f"there is no statistics file {path}") from None
-        except (ValueError, TypeError, zipfile.BadZipFile, EOFError) as error:
-            raise ValueError(f"{path} is no statistics file ({error})") from None
-    shapes = [jax.tree.map(np.shape, part) for part in parts]
-    for path, shape in zip(paths, shapes):
-        if shape != shapes[0]:
-            raise ValueError(
-                f"the statistics of {path} are of another model or other settings than those of {paths[0]}"
-            )
-    return quant.merge_statistics(*parts)
-
-
 def _sweep_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config of a sweep of this variant, which checks and calibrates it."""
     settings = {name: value for name, value in config.items() if name not in ("variant", "held_out")}
@@ -201,35 +175,52 @@ def _sweep_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return {**settings, "variants": config["variant"], "references": False, "pictures": 0}
 
 
-def _check_given(sweep: Sweep, given: Any, held_out: int) -> None:
-    """Checks that statistics from a file are those of the model and that all is there which may be asked for."""
+def _check_given(sweep: Sweep, given: Statistics, held_out: int, place: str) -> None:
+    """Checks that statistics from files are those of the model and that all is there which may be asked for."""
     config, params = sweep.checkpoint.config, sweep.checkpoint.params
-    wanted = [CALIBRATION] + ([HELD_OUT] if held_out else [])
-    missing = [part for part in wanted if part not in given]
-    if missing:
+    if given.params_sha256 != sweep.given_sha256:
         raise ValueError(
-            f"the statistics have no part '{missing[0]}'; the parts of these files are {CALIBRATION}, {HELD_OUT}"
+            f"statistics {place} are of the model with parameters {given.params_sha256[:12]}, but checkpoint "
+            f"{sweep.settings.checkpoint} has {sweep.given_sha256[:12]}; calibrate again"
         )
-    quantized.check_variants(config, params, sweep.settings.variants, given[CALIBRATION])
+    wanted = [CALIBRATION] + ([HELD_OUT] if held_out else [])
+    missing = [part for part in wanted if part not in given.parts]
+    if missing:
+        raise ValueError(f"the statistics have no part '{missing[0]}'; the parts of these files are {', '.join(PARTS)}")
+    quantized.check_variants(config, params, sweep.settings.variants, given.parts[CALIBRATION])
     for part in wanted:
-        blocks = quant.block_statistics(given[part])
+        blocks = quant.block_statistics(given.parts[part])
         for path in quantized.topology(config).first_blocks():
             if path not in blocks:
                 raise ValueError(f"the statistics have no sampled inputs of block '{path}' in their part '{part}'")
             quant.check_statistics({path: blocks[path]})
 
 
-def _statistics(job: Quantization, workdir: Path, log: Log) -> dict[str, Any]:
+def _statistics(job: Quantization, workdir: Path, log: Log) -> Mapping[str, Any]:
     """The statistics given, or of an earlier start in the folder, or new ones; {} where nothing asks for them."""
     if job.statistics is not None:
-        return job.statistics
+        return job.statistics.parts
     if not job.held_out and not quantized.needs_statistics(job.spec):
         return {}
     path = workdir / STATISTICS
     if not path.exists():
         log(f"calibrates on {job.sweep.settings.calibration['episodes']} episodes")
-        save_statistics(path, _calibrate(job))
-    return load_statistics([path])
+        save_statistics(path, Statistics(_calibrate(job), job.sweep.given_sha256, (_stream(job),)))
+    return load_statistics([path]).parts
+
+
+def _stream(job: Quantization) -> Stream:
+    """What this job calibrates on."""
+    sweep, limits = job.sweep, job.sweep.settings.calibration
+    if sweep.settings.calibration_source == "dataset":
+        drawn = drawn_episodes(sweep.dataset, {**limits, "episodes": limits["episodes"] + job.held_out})
+        source = str(Path(sweep.dataset.place.path).resolve())
+    else:
+        drawn = sweep.calibration.seeds
+        source = " ".join([PLANNER, *(f"{name}={value}" for name, value in sorted(sweep.settings.env.items()))])
+    numbers = [int(number) for number in drawn]
+    parts = {CALIBRATION: numbers[: limits["episodes"]], HELD_OUT: numbers[limits["episodes"] :]}
+    return Stream(source, limits["seed"], parts)
 
 
 def _calibrate(job: Quantization) -> dict[str, Any]:
@@ -243,14 +234,15 @@ def _calibrate(job: Quantization) -> dict[str, Any]:
         )
         engine = compile_planner(sweep, sweep.problem, plain, sweep.tile)
     rollouts = calibration_rollouts(sweep, lambda: engine, limits)
-    found = {CALIBRATION: quantized.calibrate(model, variables, rollouts)}
+    seed = limits["seed"]
+    found = {CALIBRATION: quantized.calibrate(model, variables, rollouts, seed=seed)}
     if job.held_out:
         # One future of each of other episodes: what is sampled from these is independent of what searches look at.
         others = {**limits, "episodes": job.held_out, "iterations": 1, "samples": 1}
         futures = calibration_rollouts(sweep, lambda: engine, others, skip=limits["episodes"])
         chosen = [jax.tree.map(lambda x: x[n % len(x)][None], future) for n, future in enumerate(futures)]
         batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), *chosen)
-        found[HELD_OUT] = quantized.calibrate(model, variables, [batch], tokens=0, sequences=job.held_out)
+        found[HELD_OUT] = quantized.calibrate(model, variables, [batch], tokens=0, sequences=job.held_out, seed=seed)
     return found
 
 

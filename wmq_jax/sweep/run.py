@@ -38,7 +38,7 @@ def build_engine(sweep: Sweep) -> Engine:
     statistics = None
     if any(quantized.needs_statistics(spec) for spec in settings.variants):
         rollouts = calibration_rollouts(sweep, lambda: engine, settings.calibration)
-        samples = quantized.needed_samples(settings.variants)
+        samples = {**quantized.needed_samples(settings.variants), "seed": settings.calibration["seed"]}
         statistics = quantized.calibrate(
             WorldModel(checkpoint.config), {"params": checkpoint.params}, rollouts, **samples
         )
