@@ -26,8 +26,13 @@ def compile_planner(sweep: Sweep, problem: Any, table: Any, tile: int) -> Engine
     return compile_engine(problem, table, sweep.evaluation, sweep.mesh, tile, settings.tiles_per_call, room)
 
 
-def build_engine(sweep: Sweep) -> Engine:
-    """Compiles the planner, calibrates with it, and puts the quantized variants in place."""
+def build_engine(sweep: Sweep, log: Callable[[str], None] = lambda line: None) -> Engine:
+    """Compiles the planner, calibrates with it, and puts the quantized variants in place.
+
+    Args:
+      sweep: the sweep.
+      log: told of what may take minutes: calibration, and the searches and training of some methods.
+    """
     settings, checkpoint = sweep.settings, sweep.checkpoint
     params = planning_params(checkpoint.params)
     full = [settings.variants[0]] * len(settings.variants)
@@ -37,11 +42,13 @@ def build_engine(sweep: Sweep) -> Engine:
     )
     statistics = None
     if any(quantized.needs_statistics(spec) for spec in settings.variants):
+        log(f"rows: calibrates on {settings.calibration['episodes']} episodes")
         rollouts = calibration_rollouts(sweep, lambda: engine, settings.calibration)
         samples = {**quantized.needed_samples(settings.variants), "seed": settings.calibration["seed"]}
         statistics = quantized.calibrate(
             WorldModel(checkpoint.config), {"params": checkpoint.params}, rollouts, **samples
         )
+    log(f"rows: makes the {len(settings.variants)} variants")
     table = quantized.build_variants(checkpoint.config, params, settings.variants, statistics)
     return engine.with_data(table, sweep.evaluation)
 
@@ -172,7 +179,7 @@ def run_sweep(sweep: Sweep, folder: ResultsFolder) -> bool:
     """
     settings = sweep.settings
     table = Table("rows", sweep.names, sweep.cells())
-    engine = functools.cache(lambda: build_engine(sweep))
+    engine = functools.cache(lambda: build_engine(sweep, functools.partial(print, flush=True)))
     if folder.process == 0:
         save_descriptions(sweep, folder)
         if settings.references:
