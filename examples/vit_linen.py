@@ -44,21 +44,34 @@ class ViT(nn.Module):
 
 
 def run(seed: int = 0) -> dict[str, float]:
-    """Accuracy on the test images by bits of weights and activations: 'float', '8', '4', '3'."""
+    """Accuracy on the test images by bits of weights and activations: 'float', '8', '4', '3'; by AWQ: 'awq 8', ..."""
     digits, model = data.load(seed), ViT()
     params = jax.jit(model.init)(jax.random.key(seed), digits.images[:1])["params"]
     params = data.train(lambda params, x: model.apply({"params": params}, x), params, digits, seed)
 
     # Everything that quantization takes. Kernels of queries, keys and values have two output axes: heads and theirs.
-    statistics = quant.calibrate(linen.observe(model), {"params": params}, [(digits.images[:128],)])
+    heads = ("attention/query", "attention/key", "attention/value")
+    sites = (*heads, "attention/out", "fc1", "fc2")
+    norms = (quant.Pair("norm1", heads), quant.Pair("norm2", ("fc1",)))  # whose gain may take a scale of what reads it
+    axes = (*((site, 1) for site in heads), ("attention/out", 2))  # of the kernels that are inputs
+    block = quant.Block(linen.ModuleApply(Block()), sites, norms, input_axes=axes)
+    topology = quant.Topology(((("block_0", block), ("block_1", block)),))
+
+    ranges, samples = quant.channel_ranges(tokens=512), quant.sequences(128)
+    observe = linen.observe(model, None, ranges, topology.first_blocks(), samples)
+    statistics = quant.calibrate(observe, {"params": params}, [(digits.images[:128],)])
     apply = jax.jit(linen.quantized_apply(model))  # compiled once: bits are data
     rules = [(".*/(query|key|value)/kernel", {"output_axes": (-2, -1)}), ".*/kernel"]
 
-    def logits(bits):
-        transform = quant.chain(quant.rtn(bits, rules=rules), quant.static_activations(bits))
-        return apply(quant.quantize(transform, params, statistics), digits.test_images)
+    def accuracy(weights, bits):
+        transform = quant.chain(weights, quant.static_activations(bits, range="omse"))
+        return data.accuracy(apply(quant.quantize(transform, params, statistics, topology), digits.test_images), digits)
 
-    return {name: data.accuracy(logits(bits), digits) for name, bits in data.WIDTHS.items()}
+    def awq(bits):  # of the blocks; what is outside them is rounded
+        return quant.chain(quant.awq(bits), quant.rtn(bits, rules=["(patches|head)/kernel"]))
+
+    plain = {name: accuracy(quant.rtn(bits, rules=rules), bits) for name, bits in data.WIDTHS.items()}
+    return plain | {f"awq {name}": accuracy(awq(bits), bits) for name, bits in data.WIDTHS.items() if bits}
 
 
 if __name__ == "__main__":
