@@ -17,6 +17,12 @@ def test_round_trip(tmp_path):
         assert a.dtype == b.dtype and np.array_equal(a, b)
 
 
+def test_nothing_tells_the_machine(tmp_path):
+    save_tree(tmp_path / "tree", TREE)
+    files = [path for path in (tmp_path / "tree").rglob("*") if path.is_file()]
+    assert files and not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
+
+
 def test_an_existing_folder_is_not_overwritten(tmp_path):
     save_tree(tmp_path / "tree", TREE)
     with pytest.raises(ValueError, match="exists already"):

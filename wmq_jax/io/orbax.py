@@ -8,6 +8,10 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from wmq_jax.io.atomic import write_text
+
+_MARKER = "commit_success.txt"
+
 
 def save_tree(path: str | os.PathLike, tree: Any) -> None:
     """Writes a pytree of arrays to the new folder `path`; the folder appears whole or not at all.
@@ -22,6 +26,10 @@ def save_tree(path: str | os.PathLike, tree: Any) -> None:
         raise ValueError(f"cannot save to {path}: it exists already")
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         checkpointer.save(path, args=ocp.args.StandardSave(jax.tree.map(np.asarray, tree)))
+    # Only that the marker is there counts. Orbax writes the folder's name on this machine into it, and trees are shared.
+    marker = path / _MARKER
+    if marker.exists():
+        write_text(marker, "complete\n")
 
 
 def restore_tree(path: str | os.PathLike, like: Any) -> Any:
