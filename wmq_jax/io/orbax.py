@@ -26,7 +26,7 @@ def save_tree(path: str | os.PathLike, tree: Any) -> None:
         raise ValueError(f"cannot save to {path}: it exists already")
     with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
         checkpointer.save(path, args=ocp.args.StandardSave(jax.tree.map(np.asarray, tree)))
-    # Only that the marker is there counts. Orbax writes the folder's name on this machine into it, and trees are shared.
+    # Only that the marker is there counts. Orbax writes the folder's name on this machine into it; trees are shared.
     marker = path / _MARKER
     if marker.exists():
         write_text(marker, "complete\n")
