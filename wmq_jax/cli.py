@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -119,7 +120,10 @@ def run(main: Callable[..., None], config: str | None = None) -> None:
             main(*([handle.value.to_dict()] if handle is not None else []))
         except KeyboardInterrupt:
             print("stopped; the same command goes on from here", file=sys.stderr)
-            sys.exit(128 + signal.SIGINT)
+            sys.stdout.flush()
+            sys.stderr.flush()
+            # At once: the device may still compute, and Python's own end takes away what it computes with.
+            os._exit(128 + signal.SIGINT)
 
     app.run(checked, argv=argv, flags_parser=_parse)
 

@@ -2,8 +2,11 @@
 
 import copy
 import multiprocessing
+import os
 import random
 import shutil
+import signal
+import threading
 import time
 
 import pytest
@@ -15,11 +18,51 @@ pytestmark = pytest.mark.slow
 KILLS = 20
 
 
-def work(config, folder, cache):
-    """A whole sweep in a process of its own, with a folder of compiled programs."""
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def die_in_a_write(rows):
+    """This process is killed when half of a row has reached the file, after some whole ones."""
+    from wmq_jax.sweep import store
+
+    whole, left = store.append_line, [rows]
+
+    def append_line(path, line):
+        if "rows-" not in path.name:
+            return whole(path, line)
+        if left[0]:
+            left[0] -= 1
+            return whole(path, line)
+        with open(path, "ab") as file:
+            file.write(line.encode()[: len(line) // 2])
+            file.flush()
+            os.fsync(file.fileno())
+        die()
+
+    store.append_line = append_line
+
+
+def die_in_a_compilation(seconds):
+    """This process is killed so long after the compilation of the planner has begun."""
+    import jax
+
+    compile_planner = jax.stages.Lowered.compile
+
+    def compiled(*args, **kwargs):
+        threading.Timer(seconds, die).start()
+        return compile_planner(*args, **kwargs)
+
+    jax.stages.Lowered.compile = compiled
+
+
+def work(config, folder, cache, trap=None, when=0):
+    """A whole sweep in a process of its own, with a folder of compiled programs; `trap(when)` sets its death."""
     import jax
 
     jax.config.update("jax_compilation_cache_dir", str(cache))
+    if trap is not None:
+        trap(when)
     from wmq_jax import sweep as sweeps
     from wmq_jax.sweep.devices import configure
 
@@ -36,8 +79,8 @@ def start():
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["wmq_jax.sweep", "wmq_jax.analysis"])
 
-    def run(config, folder, cache):
-        process = context.Process(target=work, args=(config, str(folder), cache))
+    def run(config, folder, cache, *trap):
+        process = context.Process(target=work, args=(config, str(folder), cache, *trap))
         process.start()
         return process
 
@@ -68,21 +111,32 @@ def test_killed_at_twenty_moments(base_config, start, tmp_path):
     expected = (whole / "rows.jsonl").read_bytes()
 
     moments = random.Random(0)
-    between_rows = 0
+    between_rows = in_a_write = in_a_compilation = 0
     for kill in range(KILLS):
+        compiled = (torn / "journal" / "rows-0.jsonl").exists()
         if kill % 8 == 0:
-            shutil.rmtree(cache)  # so that kills fall into a compilation; the next process finds what it left
-        process = start(config, torn, cache)
-        if kill % 2:
-            # While rows are being written; the first of these also lets the compilation end.
+            shutil.rmtree(cache)  # the next process finds what this one leaves
+            process = start(config, torn, cache, die_in_a_compilation, moments.uniform(0.0, 1.0))
+            process.join(60)
+            assert (torn / "journal" / "rows-0.jsonl").exists() == compiled, "it got further than its compilation"
+            in_a_compilation += process.exitcode == -signal.SIGKILL
+        elif kill % 4 == 3:
+            process = start(config, torn, cache, die_in_a_write, moments.randint(0, 3))
+            process.join(60)
+            in_a_write += not (torn / "journal" / "rows-0.jsonl").read_bytes().endswith(b"\n")
+        elif kill % 2:
+            # Between rows; the first of these also lets the compilation end.
+            process = start(config, torn, cache)
             wait_for_another_row(process, torn)
-            time.sleep(moments.uniform(0.0, 0.1))
+            time.sleep(moments.uniform(0.0, 0.05))
         else:
-            # While it loads, compiles, calibrates or plans.
-            time.sleep(moments.uniform(0.05, 3.0 if kill % 8 else 8.0))
+            # While it loads, calibrates or plans.
+            process = start(config, torn, cache)
+            time.sleep(moments.uniform(0.05, 3.0))
         process.kill()
         process.join(60)
         between_rows += 0 < len(row_lines(torn)) < len(expected.splitlines())
+    assert (in_a_compilation, in_a_write) == (3, 5)
     assert between_rows >= KILLS // 4, "too few kills fell between two rows: the test would not notice a lost one"
     finish(start(config, torn, cache))
     assert (torn / "rows.jsonl").read_bytes() == expected

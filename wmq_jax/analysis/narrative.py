@@ -239,7 +239,7 @@ def _provenance(protocol: Mapping[str, Any]) -> Iterator[str]:
     yield page.heading("Provenance")
     shown = {key: value for key, value in protocol.items() if key not in ("config", "planner", "versions", "device")}
     pairs = [(_words(key), _value(value)) for key, value in shown.items()]
-    pairs += [("device", ", ".join(f"{_words(key)} {value}" for key, value in protocol.get("device", {}).items()))]
+    pairs += [("device", _value(protocol.get("device")))]
     pairs += [("versions", ", ".join(f"{name} {version}" for name, version in protocol.get("versions", {}).items()))]
     yield page.definitions(pairs)
     yield page.details("Resolved config", page.preformatted(json.dumps(protocol.get("config", {}), indent=2)))
@@ -312,6 +312,10 @@ def _words(key: str) -> str:
 
 
 def _value(value: Any) -> str:
-    if value is None or value == "":
+    if value is None or value in ("", {}, []):
         return "none"
+    if isinstance(value, Mapping):
+        return ", ".join(f"{_words(key)} {_value(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(_value, value))
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

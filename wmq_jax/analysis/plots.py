@@ -147,6 +147,8 @@ def draw_alignment(fig: "Figure", comparison: Comparison, aligned: Mapping[str, 
     """
     lines = _drawn(comparison)
     panels = fig.subplots(1, len(LINKS) + 1, sharey=True)
+    ends = [found.low for line in lines for found in aligned[line.name].correlations]
+    lowest = -1.0 if any(low < -0.5 for low in ends) else -0.5  # the same for all panels; most sweeps need half
     for index, (ax, link) in enumerate(zip(panels, LINKS)):
         for row, line in enumerate(lines):
             found, colour = aligned[line.name].correlations[index], style.VERDICT_COLOURS[line.verdict]
@@ -162,7 +164,7 @@ def draw_alignment(fig: "Figure", comparison: Comparison, aligned: Mapping[str, 
             )
             ax.plot([found.rho], [row], style.VERDICT_MARKERS[line.verdict], color=colour, markersize=5)
         ax.axvline(0, color=style.SOFT, linewidth=0.8)
-        ax.set_xlim(-0.55, 1.05)
+        ax.set_xlim(lowest - 0.05, 1.05)
         ax.set_xticks([-0.5, 0, 0.5, 1], ["-.5", "0", ".5", "1"])
         ax.set_title(f"{link.title}\n", fontsize=9.5)
         _subtitle(ax, link.question)
@@ -262,9 +264,10 @@ def _reference_lines(ax: "Axes", comparison: Comparison, vertical: bool) -> list
     """The reference rates as lines across the axes, named at their ends; returns what was drawn."""
     drawn = []
     for reference in comparison.references:
-        rate = reference.success[-1].estimate
         draw = ax.axvline if vertical else ax.axhline
+        rate = reference.success[-1].estimate
         drawn.append(draw(rate, linestyle=_REFERENCE_STYLE[reference.name], color=style.SOFT, linewidth=1))
+    for rate, name in _reference_names(comparison.references, 0.3 if vertical else 0.06):
         if vertical:
             place = {"xy": (rate, 1), "xycoords": ("data", "axes fraction"), "ha": "left" if rate < 0.5 else "right"}
             place["xytext"] = (3 if rate < 0.5 else -3, 3)
@@ -272,7 +275,7 @@ def _reference_lines(ax: "Axes", comparison: Comparison, vertical: bool) -> list
             place = {"xy": (1, rate), "xycoords": ("axes fraction", "data"), "ha": "right", "xytext": (-2, 3)}
         drawn.append(
             ax.annotate(
-                reference.name,
+                name,
                 textcoords="offset points",
                 fontsize=8,
                 color=style.SOFT,
@@ -282,6 +285,18 @@ def _reference_lines(ax: "Axes", comparison: Comparison, vertical: bool) -> list
             )
         )
     return drawn
+
+
+def _reference_names(references: Sequence[Line], close: float) -> list[tuple[float, str]]:
+    """(rate, name) of references; those less than ``close`` apart share a place, or they would be written over."""
+    places: list[tuple[float, str]] = []
+    for line in sorted(references, key=lambda line: line.success[-1].estimate):
+        rate = line.success[-1].estimate
+        if places and rate - places[-1][0] < close:
+            places[-1] = (places[-1][0], f"{places[-1][1]}, {line.name}")
+        else:
+            places.append((rate, line.name))
+    return places
 
 
 def _percent(axis: "Axis") -> None:
