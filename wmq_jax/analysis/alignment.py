@@ -21,7 +21,8 @@ class Points:
 
     Attributes:
       predicted_cost: (N,) what the planner expected of the plan it chose.
-      realised_cost: (N,) the same objective on the encoded observation after executing it.
+      realised_cost: (N,) cost of the encoded observation after executing it, as the objective's last frame. It is what
+        was predicted where the whole plan is executed and the objective looks at the last frame (the study's protocol).
       distance: (N,) true state distance after executing it.
       predicted_drop: (N,) cost before the plan minus predicted cost.
       distance_drop: (N,) true distance before the plan minus after it.

@@ -3,7 +3,7 @@
 The modules from top to bottom: ``preparation`` and ``run`` (a sweep from config to folder), ``traces`` and
 ``calibration`` (what else the engine is used for), ``quantization`` (a quantized checkpoint in place of rows),
 ``scheduler`` (which cells it works on), ``engine`` (the compiled program), ``store`` and ``rows`` (what stays),
-``settings``, ``manifest``, ``cells``, ``memory``, ``devices``, ``progress``, ``provenance``, ``references``.
+``settings``, ``cells``, ``memory``, ``devices``, ``progress``, ``provenance``, ``references``.
 """
 
 from wmq_jax.envs.manifest import Manifest, make_manifest
