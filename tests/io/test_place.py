@@ -1,4 +1,4 @@
-"""Folders in zip files that are made to do harm: what comes out of them is bounded by what they hold."""
+"""Folders on disk and in zip files; what comes out of a zip file made to do harm is bounded by what it holds."""
 
 import tempfile
 import zipfile
@@ -111,3 +111,10 @@ def test_other_methods_are_named(tmp_path, method):
     with pytest.raises(ValueError, match="x cannot be read from its zip file: it is neither stored nor deflated"):
         with open_place(path, ["x"], "thing").open("x"):
             pass
+
+
+@pytest.mark.parametrize("path, missing", [("a.zip/run", "a.zip"), ("a.zip", "a.zip"), ("a/b/c", "a")])
+def test_what_does_not_exist_is_named(tmp_path, path, missing):
+    with pytest.raises(FileNotFoundError) as error:
+        open_place(tmp_path / path, ["marker"], "run folder")
+    assert str(error.value) == f"there is no run folder {tmp_path / path}: {tmp_path / missing} does not exist"

@@ -145,6 +145,9 @@ def open_place(path: str | os.PathLike, markers: Sequence[str], what: str) -> Pl
     if above == folder and len(there) == 1:
         (name,) = there
         return Place(f"{text}/{name}", folder / name)
+    if above != folder and not there:
+        missing = above / folder.relative_to(above).parts[0]
+        raise FileNotFoundError(f"there is no {what} {text}: {missing} does not exist")
     raise FileNotFoundError(_not_there(text, above, there, markers, what))
 
 
