@@ -96,6 +96,7 @@ def test_full_precision(recording, network, close):
         close(output, recording[f"fp32/{name}"], atol=5e-4, rel_l2=1e-4 if name.startswith("roll") else 1e-5, what=name)
 
 
+@pytest.mark.slow
 def test_sites(recording, network, compared):
     """Scales and zero points of every recorded site."""
     for case, settings in cases(recording).items():
