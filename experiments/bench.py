@@ -16,6 +16,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments import fields
 from wmq_jax import cli
 
 _OUT = flags.DEFINE_string("out", None, "JSON file for the figures, with device and versions; printed if not given.")
@@ -70,4 +71,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config="configs/bench.py:small")
+    cli.run(main, config="configs/bench.py:small", fields=fields.BENCH)

@@ -16,7 +16,6 @@ from wmq_jax.data.trajectories import Trajectories
 from wmq_jax.envs import wall
 from wmq_jax.envs.wall import Wall
 
-
 MAX_STEPS = 100_000  # of a trajectory
 MAX_ACTION = 1000  # far above what the layout lets through; float32 has room to multiply it
 
