@@ -26,7 +26,7 @@ GRAMMAR = (
 )
 NAME = "name must be letters, digits, '.', '_' and '-', the first of them no '.', not"
 BITS = "bits must be 2..15, or None, 16 or 32 for no quantization; got"
-TRAIN, QUANTIZE = "configs/train_wall.py:small", "configs/quantize.py:small"
+TRAIN = "configs/train_wall.py:small"
 UNKNOWN_PLANNER = (
     "--config.planner.nope: the config has no field 'nope' there; its fields are alpha, base, check_every, elites, "
     "executed, horizons, init_std, iterations, learning_rate, objective, optimizer, samples, seeds, step_noise, steps"
@@ -109,6 +109,8 @@ MISTAKES = [
         "engine.noise_floor_tile, checkpoint and 28 more",
     ),
     ("quantize", ["--config=configs/wall.py:small"], "{wall} variant, held_out"),
+    ("bench", ["--config.kind=nope"], "kind 'nope' is not one of against_qwix, methods, planning, reader"),
+    ("quantize", ["--config=configs/quantize.py:huge"], "configs/quantize.py has the modes study, small, not 'huge'"),
     ("bench", ["--config=configs/wall.py:small"], "{wall} kind, only"),
     (
         "report",
