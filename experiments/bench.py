@@ -16,7 +16,10 @@ from typing import Any
 
 from absl import flags
 
+from experiments import fields
 from wmq_jax import cli
+
+KINDS = ("against_qwix", "methods", "planning", "reader")
 
 _OUT = flags.DEFINE_string("out", None, "JSON file for the figures, with device and versions; printed if not given.")
 
@@ -53,6 +56,8 @@ def main(config: dict[str, Any]) -> None:
         out = Path(_OUT.value) if _OUT.value else None
         if out and not out.parent.is_dir():
             raise ValueError(f"--out={out}: there is no folder {out.parent}")
+        if config["kind"] not in KINDS:
+            raise ValueError(f"kind {config['kind']!r} is not one of {', '.join(KINDS)}")
         parts = importlib.import_module(f"experiments.benchmarks.{config['kind']}").sections(config)
         chosen = [title for title in parts if config["only"] in title]
         if not chosen:
@@ -70,4 +75,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config="configs/bench.py:small")
+    cli.run(main, config="configs/bench.py:small", fields=fields.BENCH)

@@ -14,6 +14,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments import fields
 from wmq_jax import cli
 
 _WORKDIR = flags.DEFINE_string(
@@ -44,4 +45,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config="configs/quantize.py:small")
+    cli.run(main, config="configs/quantize.py:small", fields=fields.QUANTIZE)

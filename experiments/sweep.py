@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments import fields
 from wmq_jax import cli
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the results; results/<name of the config> if not given.")
@@ -54,4 +55,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config="configs/wall.py:small")
+    cli.run(main, config="configs/wall.py:small", fields=fields.SWEEP)

@@ -16,6 +16,7 @@ from typing import Any
 
 from absl import flags
 
+from experiments import fields
 from wmq_jax import cli
 
 _WORKDIR = flags.DEFINE_string(
@@ -38,4 +39,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config="configs/train_wall.py:small")
+    cli.run(main, config="configs/train_wall.py:small", fields=fields.TRAIN)

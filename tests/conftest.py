@@ -19,7 +19,8 @@ if _CACHE not in os.environ:
 from tests.golden import tally  # noqa: E402
 from wmq_jax.sweep.devices import configure  # noqa: E402
 
-configure(devices=2)
+configure()
+jax.config.update("jax_num_cpu_devices", 2)  # also where there is one core
 
 _KEY = "golden"
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import importlib.util
+import inspect
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +17,9 @@ from ml_collections import config_flags
 
 USAGE_EXIT = 2
 _USER_ERRORS = (ValueError, OSError)
-_NUMBERS = {int: "whole number", float: "number"}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+# As absl reads them.
+_BOOLEANS = ("true", "t", "1", "false", "f", "0")
 
 
 def fail(error: Exception | str) -> None:
@@ -41,7 +45,7 @@ def load_config(where: str) -> ml_collections.ConfigDict:
     """The config of ``FILE.py`` or ``FILE.py:MODE``: what its ``get_config()`` or ``get_config(MODE)`` returns, locked.
 
     Raises:
-      ValueError: there is no such file, it is no config file, or it does not know the mode.
+      ValueError: there is no such file, it is no config file, it is not Python, or it does not know the mode.
     """
     file, _, mode = where.partition(":")
     path = Path(file)
@@ -49,14 +53,30 @@ def load_config(where: str) -> ml_collections.ConfigDict:
         raise ValueError(f"--config={where}: there is no config file {file}; give FILE.py or FILE.py:MODE")
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except SyntaxError as error:
+        raise ValueError(f"--config={where}: line {error.lineno} of {error.filename}: {error.msg}") from None
     if not hasattr(module, "get_config"):
         raise ValueError(f"--config={where}: {file} has no function get_config")
-    return module.get_config(*([mode] if mode else [])).lock()
+    arguments = [mode] if mode else []
+    try:
+        inspect.signature(module.get_config).bind(*arguments)
+    except TypeError:
+        words = "has no modes" if mode else "needs a mode: FILE.py:MODE"
+        raise ValueError(f"--config={where}: {file} {words}") from None
+    config = module.get_config(*arguments)
+    if not isinstance(config, ml_collections.ConfigDict):
+        raise ValueError(f"--config={where}: get_config of {file} returns no ConfigDict")
+    return config.lock()
 
 
 def _take_config_flag(argv: Sequence[str], default: str) -> tuple[str, list[str]]:
-    """The value of the last ``--config``, and the other arguments."""
+    """The value of the last ``--config``, and the other arguments.
+
+    Raises:
+      ValueError: it has no value.
+    """
     where, rest, words = default, [], iter(argv)
     for word in words:
         name, equals, value = word.partition("=")
@@ -64,10 +84,28 @@ def _take_config_flag(argv: Sequence[str], default: str) -> tuple[str, list[str]
             rest.append(word)
             continue
         where = value if equals else next(words, "")
+        if not where or where.startswith("-"):
+            raise ValueError("--config has no value; give --config=FILE.py or --config=FILE.py:MODE")
     return where, rest
 
 
+def _check_fields(config: ml_collections.ConfigDict, where: str, fields: Sequence[str]) -> None:
+    """Raises ValueError for what a config lacks of the dotted ``fields``: it is another program's."""
+    lacks = []
+    for name in fields:
+        holder = config
+        for part in name.split("."):
+            holder = holder[part] if isinstance(holder, ml_collections.ConfigDict) and part in holder else None
+        if holder is None:
+            lacks.append(name)
+    if lacks:
+        more = f" and {len(lacks) - 5} more" if len(lacks) > 5 else ""
+        raise ValueError(f"--config={where} is no config of this program: it lacks {', '.join(lacks[:5])}{more}")
+
+
 def _reads_as(kind: type, text: str) -> bool:
+    if kind is bool:
+        return text.lower() in _BOOLEANS
     try:
         kind(text)
     except ValueError:
@@ -76,8 +114,8 @@ def _reads_as(kind: type, text: str) -> bool:
 
 
 def _check_overrides(config: ml_collections.ConfigDict, argv: Sequence[str]) -> None:
-    """Raises ValueError for the first ``--config.path`` that names no field, or gives it what is no number."""
-    for word in argv:
+    """Raises ValueError for the first ``--config.path`` that names no field, or gives it another kind of value."""
+    for number, word in enumerate(argv):
         name = word.lstrip("-").partition("=")[0]
         if not word.startswith("-") or not name.startswith("config."):
             continue
@@ -87,20 +125,23 @@ def _check_overrides(config: ml_collections.ConfigDict, argv: Sequence[str]) -> 
                 known = ", ".join(sorted(holder)) if isinstance(holder, ml_collections.ConfigDict) else "none"
                 raise ValueError(f"--{name}: the config has no field {field!r} there; its fields are {known}")
             holder = holder[field]
-        value = word.partition("=")[2]
-        if type(holder) in _NUMBERS and "=" in word and not _reads_as(type(holder), value):
-            raise ValueError(f"--{name} must be a {_NUMBERS[type(holder)]}, not {value!r}")
         if isinstance(holder, ml_collections.ConfigDict):
             raise ValueError(f"--{name} is a group of fields; set one of {', '.join(sorted(holder))} in it")
+        value = [word.partition("=")[2]]
+        if "=" not in word:
+            value = [] if type(holder) is bool else argv[number + 1 : number + 2]
+        if type(holder) in _KINDS and value and not _reads_as(type(holder), value[0]):
+            raise ValueError(f"--{name} must be {_KINDS[type(holder)]}, not {value[0]!r}")
 
 
-def run(main: Callable[..., None], config: str | None = None) -> None:
+def run(main: Callable[..., None], config: str | None = None, fields: Sequence[str] = ()) -> None:
     """Parses the flags and runs the program; whatever is wrong with them is one sentence.
 
     Args:
       main: called without arguments, or with the resolved config as plain dictionaries.
       config: default of ``--config=FILE.py:MODE``; its fields can then be set as ``--config.path=value``. None: the
         program has no config.
+      fields: dotted names of the fields that the program needs; a config without one is another program's.
     """
     logging.set_verbosity(logging.WARNING)
     argv, handle = list(sys.argv), None
@@ -108,6 +149,7 @@ def run(main: Callable[..., None], config: str | None = None) -> None:
         if config is not None:
             where, argv = _take_config_flag(argv, config)
             loaded = load_config(where)
+            _check_fields(loaded, where, fields)
             _check_overrides(loaded, argv)
             # Read by ml_collections when the flag is defined: it looks for the overrides itself.
             sys.argv = argv
@@ -145,10 +187,33 @@ def overridden() -> list[str]:
     return list(config_flags.get_override_values(flags.FLAGS["config"]))
 
 
+# absl's words for a value that a flag does not take, and for a flag that must be given.
+_ILLEGAL = re.compile(r"flag --(?P<name>[\w.]+)=(?P<value>.*?): (?P<reason>.*)", re.DOTALL)
+_REASONS = {
+    "Non-boolean argument": "must be true or false",
+    "('Non-boolean argument": "must be true or false",
+    "invalid literal for int": "must be a whole number",
+}
+
+
+def _own_words(message: str) -> str:
+    """What absl says of a flag's value, in a sentence for people where it has none."""
+    found = _ILLEGAL.fullmatch(message)
+    if not found:
+        return message
+    name, value, reason = found["name"], found["value"], found["reason"]
+    if reason.endswith("must have a value other than None."):
+        return f"--{name} must be given: {flags.FLAGS[name].help}"
+    for start, words in _REASONS.items():
+        if reason.startswith(start):
+            return f"--{name} {words}, not {value!r}"
+    return message
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
         return flags.FLAGS(list(argv))
     except SystemExit:  # absl has printed the help and calls that a failure
         sys.exit(0)
     except (flags.Error, TypeError, ValueError) as error:
-        return fail(error)
+        return fail(_own_words(str(error)))

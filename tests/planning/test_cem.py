@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from wmq_jax.planning import (
     CEMConfig,
     GDConfig,
+    MPCConfig,
     cem,
     cem_init,
     cem_step,
@@ -117,7 +118,23 @@ def test_every_coordinate_of_a_key_matters():
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_bad_gradient_settings(steps):
-    with pytest.raises(ValueError, match=f"planner steps must be 1 or more, not {steps}"):
+    with pytest.raises(ValueError, match=f"^planner steps must be 1..10000, not {steps}$"):
         GDConfig(steps=steps)
-    with pytest.raises(ValueError, match="planner learning_rate must be positive, not 0"):
-        GDConfig(learning_rate=0)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: GDConfig(learning_rate=0), "learning_rate must be more than 0 and at most 1000000, not 0"),
+        (lambda: GDConfig(step_noise=-1), "step_noise must be 0..1000, not -1"),
+        (lambda: CEMConfig(init_std=1e30), r"init_std must be more than 0 and at most 1000, not 1e\+30"),
+        (lambda: CEMConfig(init_std=float("nan")), "init_std must be more than 0 and at most 1000, not nan"),
+        (lambda: CEMConfig(samples=10**7), "samples must be 2..1000000, not 10000000"),
+        (lambda: CEMConfig(check_every=2**31), "check_every must be 0..10000, not 2147483648"),
+        (lambda: MPCConfig(horizon=101), "horizon must be 1..100, not 101"),
+        (lambda: MPCConfig(iterations=2**40), "iterations must be 1..1000, not 1099511627776"),
+    ],
+)
+def test_settings_out_of_range(build, message):
+    with pytest.raises(ValueError, match=f"^planner {message}$"):
+        build()

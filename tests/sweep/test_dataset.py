@@ -198,7 +198,7 @@ def test_draws_are_those_of_pythons_generator(data, monkeypatch):
     [
         (dict(episodes__goal_source="states"), "episodes.goal_source 'states' is not one of random_state, dset"),
         (dict(episodes__goal_source="dset", dataset=""), "episodes.goal_source dset needs a data set"),
-        (dict(episodes__goal_horizon=0), "episodes.goal_horizon must be 1 or more"),
+        (dict(episodes__goal_horizon=0), "episodes.goal_horizon must be 1..10000, not 0"),
         (dict(episodes__goal_horizon=3), "goal is 15 steps after a start; .* have door_y 10 wall_x 32 with 13 steps"),
         (dict(env__door_y=11), "no validation trajectory with door_y 11 and wall_x 32"),
     ],

@@ -1,5 +1,7 @@
 """The memory estimate against what XLA says it needs."""
 
+import dataclasses
+
 import jax
 import pytest
 
@@ -28,6 +30,9 @@ def test_larger_sweeps_need_more(prepare):
     assert memory.cell_bytes(model, config, True) > base
     assert memory.cell_bytes(model.replace(num_hist=3), config, False) > 2.5 * base
     tiles = [memory.choose_tile(model, config, NONE, False, False, tile)[1] for tile in (1, 2, 4)]
+    many = dataclasses.replace(config, horizon=100, planner=dataclasses.replace(config.planner, steps=10_000))
+    assert memory.cell_bytes(model, many, False) > base + 10_000 * 100 * model.action_dim * 2 * memory.FLOAT
+    assert memory.choose_tile(model, config, NONE, False, False, 1, 1000)[1] > tiles[0]
     assert tiles[1] == 2 * tiles[0] and tiles[2] == 4 * tiles[0]
 
 
@@ -52,5 +57,5 @@ def test_accelerators_get_the_tile_that_keeps_them_busy(prepare, monkeypatch):
     small, peak = memory.choose_tile(model, config, NONE, False)
     assert 1 <= small <= 5 and peak <= 5 * one
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(one // 2)])
-    with pytest.raises(ValueError, match="lower --config.engine.tile, --config.planner.samples or the number"):
+    with pytest.raises(ValueError, match="lower --config.engine.tile, --config.engine.tiles_per_call, samples, steps"):
         memory.choose_tile(model, config, NONE, False)

@@ -254,7 +254,7 @@ def test_calibration_on_real_episodes(make_config, tmp_path):
         (dict(variant="fp"), "variant 'fp' leaves nothing to quantize"),
         (dict(variant="w4 w8"), "variant must be one variant, not 'w4 w8'"),
         (dict(variant="nope:w4"), "there is no method 'nope'"),
-        (dict(held_out=-1), "held_out must be 0 or more episodes, not -1"),
+        (dict(held_out=-1), "held_out must be 0..100000, not -1"),
         (dict(checkpoint="nowhere"), "no model checkpoint at nowhere"),
         (dict(calibration_source="dataset"), "calibration_source dataset needs a data set"),
     ],

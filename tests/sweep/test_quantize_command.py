@@ -33,19 +33,3 @@ def test_what_it_prints_and_leaves_and_says_the_second_time(checkpoint, tmp_path
     again = quantize(*arguments)
     assert again.returncode == 0 and "all is done" in again.stdout, again.stderr
     assert run.stdout.partition("\nsite ")[2] == again.stdout.partition("\nsite ")[2]
-
-
-@pytest.mark.parametrize(
-    "arguments, sentence",
-    [
-        (["--config.variant=w1"], "variant 'w1': bits must be"),
-        (["--config=configs/quantize.py:huge"], "configs/quantize.py has the modes study, small, not 'huge'"),
-        (["--statistics=nowhere.npz"], "there is no statistics file nowhere.npz"),
-    ],
-)
-def test_mistakes_are_one_sentence(tmp_path, arguments, sentence):
-    run = quantize(*SMALL, f"--workdir={tmp_path / 'w'}", *arguments)
-    assert run.returncode == 2
-    assert run.stderr.startswith("error: ") and run.stderr.count("\n") == 1, run.stderr
-    assert sentence in run.stderr
-    assert not (tmp_path / "w").exists()

@@ -96,3 +96,25 @@ def test_a_file_that_does_not_say_whose_it_is_is_refused(saved, origin):
     np.savez(path, **arrays, **({} if origin is None else {"origin": origin}))
     with pytest.raises(ValueError, match=r"0.npz is no statistics file \("):
         load_statistics([path])
+
+
+def test_what_is_no_statistics_file_is_said_in_our_own_words(saved, tmp_path):
+    (path,) = saved(statistics())
+    text, packed, objects = tmp_path / "text", path.read_bytes(), tmp_path / "objects.npz"
+    text.write_text("root:x:0:0\n")
+    np.savez(objects, a=np.array([{}]))
+    place = packed.index(b"\x93NUMPY")
+    path.write_bytes(packed[:place] + b"x" + packed[place + 1 :])
+    unpacked = "(it is no .npz file, which experiments.quantize writes)"
+    for file, reason in (
+        (text, unpacked),
+        (tmp_path, unpacked),
+        (objects, "(its arrays cannot be read)"),
+        (path, "(its arrays cannot be read)"),
+    ):
+        with pytest.raises(ValueError) as caught:
+            load_statistics([file])
+        assert str(caught.value) == f"{file} is no statistics file {reason}"
+    with pytest.raises(FileNotFoundError) as caught:
+        load_statistics([tmp_path / "none.npz"])
+    assert str(caught.value) == f"there is no statistics file {tmp_path / 'none.npz'}"

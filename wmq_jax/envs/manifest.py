@@ -16,6 +16,7 @@ from wmq_jax.envs.base import Environment
 from wmq_jax.envs.wall import Wall
 
 Purpose = Literal["evaluation", "calibration", "development"]
+MAX_SEED = 2**31 - 1
 OFFSETS: dict[str, int] = {"evaluation": 1, "calibration": 2, "development": 3}
 
 
@@ -59,7 +60,7 @@ def make_manifest(env: Environment, purpose: Purpose, episodes: int, base_seed: 
       ValueError: the purpose is unknown, there is no episode, or the base seed is too small for the three families of
         seeds to stay apart (4 or more) or so large that a seed leaves 0..2**31-1.
     """
-    seeds = _seeds(purpose, episodes, base_seed)
+    seeds = episode_seeds(purpose, episodes, base_seed)
     pairs = [env.goal_states(int(seed)) for seed in seeds]
     init, goal = (np.stack(side) for side in zip(*pairs))
     return Manifest(purpose, seeds, init, goal)
@@ -81,7 +82,7 @@ def dataset_manifest(env: Wall, dataset: OfficialDataset, steps: int, episodes: 
     Raises:
       ValueError: as :func:`make_manifest`, or the data set has no validation trajectory of this layout and length.
     """
-    seeds, where = _seeds("evaluation", episodes, base_seed), dataset.place.path
+    seeds, where = episode_seeds("evaluation", episodes, base_seed), dataset.place.path
     if dataset.layout != "wall_single":
         raise ValueError(f"{where} is of layout {dataset.layout}; goals on the wall are taken from wall_single")
     valid = dataset.split().valid
@@ -105,8 +106,12 @@ def dataset_manifest(env: Wall, dataset: OfficialDataset, steps: int, episodes: 
     return Manifest("evaluation", seeds, *ends, segments)
 
 
-def _seeds(purpose: Purpose, episodes: int, base_seed: int) -> np.ndarray:
-    """Seeds (E,) of the first episodes of a purpose, checked."""
+def episode_seeds(purpose: Purpose, episodes: int, base_seed: int) -> np.ndarray:
+    """Seeds (E,) int64 of the first episodes of a purpose.
+
+    Raises:
+      ValueError: as :func:`make_manifest`.
+    """
     if purpose not in OFFSETS:
         raise ValueError(f"manifest purpose {purpose!r} is not one of {', '.join(OFFSETS)}")
     if episodes < 1:
@@ -116,7 +121,7 @@ def _seeds(purpose: Purpose, episodes: int, base_seed: int) -> np.ndarray:
             f"base seed {base_seed} would mix evaluation, calibration and development episodes; "
             f"choose {len(OFFSETS) + 1} or more"
         )
-    seeds = base_seed * np.arange(episodes, dtype=np.int64) + OFFSETS[purpose]
-    if seeds[-1] >= 2**31:
-        raise ValueError(f"base seed {base_seed} with {episodes} episodes leaves the seeds 0..2147483647")
-    return seeds
+    # In Python's integers: those of numpy would wrap around and pass.
+    if max(base_seed, base_seed * (episodes - 1) + OFFSETS[purpose]) > MAX_SEED:
+        raise ValueError(f"base seed {base_seed} with {episodes} episodes leaves the seeds 0..{MAX_SEED}")
+    return base_seed * np.arange(episodes, dtype=np.int64) + OFFSETS[purpose]

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,19 @@ from wmq_jax.io.atomic import write_json
 from wmq_jax.io.wording import quoted
 
 CONFIG = "config.json"
+
+
+def check_name(name: str) -> str:
+    """The name of a configuration, which names its folder under results/ and may not lead out of there.
+
+    Raises:
+      ValueError: it is empty, starts with a dot, or has other characters than letters, digits, '.', '_' and '-'.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]*", name):
+        raise ValueError(
+            f"name must be letters, digits, '.', '_' and '-', the first of them no '.', not {quoted(name)}"
+        )
+    return name
 
 
 def make_workdir(path: str | os.PathLike, inside: str = "") -> Path:

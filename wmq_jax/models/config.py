@@ -12,6 +12,8 @@ from typing import Any, Self
 
 FEATURES = ("x_norm_patchtokens", "x_norm_clstoken")
 _DECODERS = ("vqvae", "transposed_conv")
+# Far above any published size; without a bound, a slip of the finger would fill the memory.
+_MOST = 65536
 
 
 def _require(condition: bool, message: str) -> None:
@@ -53,8 +55,8 @@ class _JsonConfig:
         for name in names:
             value = getattr(self, name)
             _require(
-                isinstance(value, int) and value >= 1,
-                f"{type(self).__name__}.{name} must be a whole number of at least 1, got {value!r}.",
+                isinstance(value, int) and 1 <= value <= _MOST,
+                f"{type(self).__name__}.{name} must be a whole number in 1..{_MOST}, got {value!r}.",
             )
 
 
@@ -92,7 +94,12 @@ class ViTConfig(_JsonConfig):
         _require(
             self.width % self.heads == 0, f"ViTConfig.width ({self.width}) must be a multiple of heads ({self.heads})."
         )
-        _require(self.registers >= 0, f"ViTConfig.registers must not be negative, got {self.registers}.")
+        _require(0 <= self.registers <= _MOST, f"ViTConfig.registers must be in 0..{_MOST}, got {self.registers}.")
+        # Half a patch and more would be another grid.
+        _require(
+            0.0 <= self.interpolate_offset < 1.0,
+            f"ViTConfig.interpolate_offset must lie in [0, 1), got {self.interpolate_offset!r}.",
+        )
         _require(self.feature in FEATURES, f"ViTConfig.feature must be one of {FEATURES}, got {self.feature!r}.")
 
 
@@ -155,7 +162,9 @@ class DecoderConfig(_JsonConfig):
     def __post_init__(self):
         _require(self.kind in _DECODERS, f"DecoderConfig.kind must be one of {_DECODERS}, got {self.kind!r}.")
         self._require_positive("channel", "n_embed", "n_res_channel", "depth", "output_size")
-        _require(self.n_res_block >= 0, f"DecoderConfig.n_res_block must not be negative, got {self.n_res_block}.")
+        _require(
+            0 <= self.n_res_block <= _MOST, f"DecoderConfig.n_res_block must be in 0..{_MOST}, got {self.n_res_block}."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

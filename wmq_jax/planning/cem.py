@@ -12,6 +12,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from wmq_jax.planning.limits import MAX_SAMPLES, MAX_STEPS, check_positive, check_range
+
 Cost = Callable[[chex.Array], chex.Array]
 Noise = Callable[[chex.Numeric], chex.Array]
 Stop = Callable[[chex.Array], chex.Array]
@@ -27,6 +29,9 @@ class CEMConfig:
       steps: optimisation steps.
       init_std: initial standard deviation, in units of normalised actions.
       check_every: optimisation steps between calls of ``stop``; 0 never calls it.
+
+    Raises:
+      ValueError: one of them is out of range.
     """
 
     samples: int = 300
@@ -36,16 +41,13 @@ class CEMConfig:
     check_every: int = 0
 
     def __post_init__(self):
-        if self.samples < 2:
-            raise ValueError(f"planner samples must be 2 or more, not {self.samples}")
+        check_range("planner samples", self.samples, 2, MAX_SAMPLES)
         if not 2 <= self.elites <= self.samples:
             raise ValueError(f"planner elites must be 2..{self.samples} (the samples), not {self.elites}")
-        if self.steps < 1:
-            raise ValueError(f"planner steps must be 1 or more, not {self.steps}")
-        if not self.init_std > 0:
-            raise ValueError(f"planner init_std must be positive, not {self.init_std}")
-        if self.check_every < 0:
-            raise ValueError(f"planner check_every must be 0 or more, not {self.check_every}")
+        check_range("planner steps", self.steps, 1, MAX_STEPS)
+        # Normalised actions have a deviation of 1; squares of much larger ones overflow in float32.
+        check_positive("planner init_std", self.init_std, 1000)
+        check_range("planner check_every", self.check_every, 0, MAX_STEPS)
 
 
 class Proposals(NamedTuple):

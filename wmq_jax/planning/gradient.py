@@ -7,6 +7,8 @@ import chex
 import jax
 import jax.numpy as jnp
 
+from wmq_jax.planning.limits import MAX_STEPS, check_positive, check_range
+
 
 @dataclasses.dataclass(frozen=True)
 class GDConfig:
@@ -16,6 +18,9 @@ class GDConfig:
       steps: gradient steps.
       learning_rate: step size, in normalised actions per unit of gradient.
       step_noise: standard deviation of the noise added after every step.
+
+    Raises:
+      ValueError: one of them is out of range.
     """
 
     steps: int = 10
@@ -23,12 +28,10 @@ class GDConfig:
     step_noise: float = 0.003
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"planner steps must be 1 or more, not {self.steps}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"planner learning_rate must be positive, not {self.learning_rate}")
-        if self.step_noise < 0:
-            raise ValueError(f"planner step_noise must be 0 or more, not {self.step_noise}")
+        check_range("planner steps", self.steps, 1, MAX_STEPS)
+        # Gradients of a mean of many squares are small, so rates may be large.
+        check_positive("planner learning_rate", self.learning_rate, 1_000_000)
+        check_range("planner step_noise", self.step_noise, 0, 1000)
 
 
 def gd_step(

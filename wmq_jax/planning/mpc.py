@@ -19,6 +19,7 @@ from wmq_jax.models import Latent
 from wmq_jax.planning.cem import CEMConfig, Noise, Proposals, cem
 from wmq_jax.planning.gradient import GDConfig, gd
 from wmq_jax.planning.latent_model import LatentModel, Variables
+from wmq_jax.planning.limits import MAX_HORIZON, MAX_ITERATIONS, check_range
 from wmq_jax.planning.noise import iteration_key, plan_noise
 from wmq_jax.planning.objectives import Objective
 
@@ -43,6 +44,9 @@ class MPCConfig:
       horizon: the longest plan H, in model actions.
       iterations: MPC iterations M at the most.
       executed: model actions executed per iteration; 0 executes the whole plan.
+
+    Raises:
+      ValueError: one of them is out of range.
     """
 
     planner: PlannerConfig = CEMConfig()
@@ -51,9 +55,8 @@ class MPCConfig:
     executed: int = 0
 
     def __post_init__(self):
-        for name in ("horizon", "iterations"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"planner {name} must be 1 or more, not {getattr(self, name)}")
+        check_range("planner horizon", self.horizon, 1, MAX_HORIZON)
+        check_range("planner iterations", self.iterations, 1, MAX_ITERATIONS)
         if not 0 <= self.executed <= self.horizon:
             raise ValueError(f"planner executed must be 0..{self.horizon} (the horizon), not {self.executed}")
 

@@ -14,8 +14,9 @@ CELLS = "cells"
 def configure(devices: int = 0, distributed: bool = False) -> None:
     """Settings of this process that must precede the first use of JAX.
 
-    The CPU counts as ``devices`` JAX devices (0: one per core) with deterministic kernels; flags that the caller has
-    set in ``XLA_FLAGS`` are kept. On a GPU or TPU only the host's own computations are affected.
+    The CPU counts as ``devices`` JAX devices (0: one per core), but not as more than it has cores, with deterministic
+    kernels; flags that the caller has set in ``XLA_FLAGS`` are kept. On a GPU or TPU only the host's own computations
+    are affected. Whether there are that many devices, :func:`cell_mesh` tells, which sees what they are.
 
     Args:
       devices: as above.
@@ -26,10 +27,11 @@ def configure(devices: int = 0, distributed: bool = False) -> None:
     """
     if devices < 0:
         raise ValueError(f"engine.devices must be 0 or more, not {devices}")
+    cores = available_cores()
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_cpu_multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC_CPU_FLAG}".strip()
-    jax.config.update("jax_num_cpu_devices", devices or available_cores())
+    jax.config.update("jax_num_cpu_devices", min(devices or cores, cores))
     if distributed:
         jax.distributed.initialize()
 

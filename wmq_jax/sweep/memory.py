@@ -13,6 +13,8 @@ FLOAT = 4  # bytes
 # A token's simultaneous activations in a pre-norm block: the residual, its norm, q, k, v and attention output, and the
 # MLP's two hidden arrays. Measured against XLA's own figures by a test.
 RESIDUAL_COPIES, HEAD_COPIES, HIDDEN_COPIES = 4, 5, 2
+# Of the plans: the noise, the plans and their elites.
+PLAN_COPIES = 3
 # An accelerator is kept busy by about this many tokens at a time.
 BUSY_TOKENS = 2**18
 MAX_TILE = 64
@@ -41,7 +43,7 @@ def cell_bytes(model: WorldModelConfig, config: MPCConfig, keep_all: bool, refer
     kept.
 
     Gradient descent keeps every block of every step for the way back. With the simulator as a reference, all samples
-    pass the encoder.
+    pass the encoder. Beside that are the plans and the proposals of the optimiser, which count where there are many.
     """
     predictor, encoder = model.predictor, model.encoder
     inner = predictor.heads * predictor.dim_head
@@ -54,7 +56,13 @@ def cell_bytes(model: WorldModelConfig, config: MPCConfig, keep_all: bool, refer
         tokens = model.num_patches + 1 + encoder.registers
         block = max(block, _block_bytes(tokens, encoder.width, encoder.width, encoder.mlp_dim, encoder.heads))
     frames = FLOAT * (config.horizon + 1) * model.tokens_per_frame * model.predictor_dim if keep_all else 0
-    return num_samples(config) * (block + frames)
+    plans = FLOAT * PLAN_COPIES * config.horizon * model.action_dim
+    return num_samples(config) * (block + frames + plans) + 2 * record_bytes(model, config)
+
+
+def record_bytes(model: WorldModelConfig, config: MPCConfig) -> int:
+    """What a call takes in and gives back for one cell, in bytes: nearly all of it proposals and actions."""
+    return FLOAT * (2 * config.planner.steps + 3) * config.horizon * (model.action_dim + model.proprio_dim)
 
 
 def available_bytes() -> int:
@@ -83,6 +91,7 @@ def choose_tile(
     keep_all: bool,
     references: bool = False,
     requested: int = 0,
+    tiles: int = 1,
 ) -> tuple[int, int]:
     """The tile and the estimated peak per device, in bytes.
 
@@ -93,6 +102,7 @@ def choose_tile(
       keep_all: whether the objective reads all imagined frames.
       references: whether the true simulator is planned with, too.
       requested: the tile asked for; 0 chooses one cell on CPU and, elsewhere, what keeps the device busy and fits.
+      tiles: tiles of a device in one call, which are handed over together.
 
     Raises:
       ValueError: it does not fit; the message names the setting that changes it.
@@ -104,7 +114,7 @@ def choose_tile(
     # The table twice, while quantized variants replace the copies that it was compiled with, and the variant a tile
     # works with.
     table = (2 * weights.variants + 1) * weights.bytes_each
-    peak = lambda tile: table + tile * one
+    peak = lambda tile: table + tile * (one + tiles * record_bytes(model, config))
     tile = requested
     if tile == 0:
         tokens = num_samples(config) * model.num_hist * model.tokens_per_frame
@@ -115,6 +125,7 @@ def choose_tile(
     if peak(tile) > budget:
         raise ValueError(
             f"a tile of {tile} needs about {peak(tile) / 2**30:.1f} GiB a device and {budget / 2**30:.1f} GiB are "
-            "free; lower --config.engine.tile, --config.planner.samples or the number of --config.variants"
+            "free; lower --config.engine.tile, --config.engine.tiles_per_call, samples, steps or horizons of "
+            "--config.planner, or the number of --config.variants"
         )
     return tile, peak(tile)

@@ -135,6 +135,8 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
       ValueError, FileNotFoundError: the checkpoint, the environment, a variant, the number of devices or the memory
         does not allow it.
     """
+    if processes < 1:
+        raise ValueError(f"processes must be 1 or more, not {processes}")
     if not 0 <= process < processes:
         raise ValueError(f"process must be 0..{processes - 1} (of {processes}), not {process}")
     dataset = open_dataset(settings.dataset) if settings.dataset else None
@@ -168,11 +170,12 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
     parameters = jax.tree.leaves(planning_params(checkpoint.params))
     weights = Weights(len(settings.variants), sum(x.nbytes for x in parameters))
     keep_all = settings.objective.keep == "all"
-    tile, peak = choose_tile(model, settings.mpc, weights, keep_all, settings.references, settings.tile)
+    tiles = settings.tiles_per_call
+    tile, peak = choose_tile(model, settings.mpc, weights, keep_all, settings.references, settings.tile, tiles)
     if settings.noise_floor_tile == tile:
         raise ValueError(f"engine.noise_floor_tile must differ from the tile, which is {tile}")
     if settings.noise_floor_tile:
-        choose_tile(model, settings.mpc, weights, keep_all, False, settings.noise_floor_tile)
+        choose_tile(model, settings.mpc, weights, keep_all, False, settings.noise_floor_tile, tiles)
     return Sweep(
         settings=settings,
         checkpoint=checkpoint,

@@ -20,11 +20,12 @@ from wmq_jax.checkpoints.native import save_model
 from wmq_jax.envs.manifest import make_manifest
 from wmq_jax.io import adopt_config, make_workdir, sha256_of, write_json
 from wmq_jax.models import WorldModel
+from wmq_jax.planning.limits import check_range
 from wmq_jax.sweep.calibration import drawn_episodes
 from wmq_jax.sweep.devices import use_compilation_cache
 from wmq_jax.sweep.preparation import Sweep, given_identity, planning_params, prepare
 from wmq_jax.sweep.run import calibration_rollouts, compile_planner
-from wmq_jax.sweep.settings import check_settings
+from wmq_jax.sweep.settings import MAX_EPISODES, check_settings
 from wmq_jax.sweep.statistics_file import (
     CALIBRATION,
     HELD_OUT,
@@ -78,8 +79,7 @@ def prepare_quantization(config: Mapping[str, Any], statistics: Sequence[str | o
     if spec == quantized.VariantSpec():
         raise ValueError(f"variant '{words[0]}' leaves nothing to quantize")
     held_out = config["held_out"]
-    if held_out < 0:
-        raise ValueError(f"held_out must be 0 or more episodes, not {held_out}")
+    check_range("held_out", held_out, 0, MAX_EPISODES)
     settings = _sweep_config(config)
     sweep = prepare(check_settings(settings), settings)
     episodes = sweep.settings.calibration["episodes"]

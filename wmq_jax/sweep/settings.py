@@ -6,13 +6,31 @@ from collections.abc import Mapping
 from typing import Any
 
 from wmq_jax.envs import make_env
+from wmq_jax.envs.manifest import MAX_SEED
+from wmq_jax.io import check_name
 from wmq_jax.planning import CEMConfig, GDConfig, MPCConfig, Objective, make_objective
+from wmq_jax.planning.limits import MAX_HORIZON, MAX_ITERATIONS, check_range
 from wmq_jax.quantized import VariantSpec, parse_variant
 
-OPTIMIZERS = ("cem", "gd")
+OPTIMIZERS = {"cem": CEMConfig, "gd": GDConfig}
 CALIBRATION_SOURCES = ("planner", "dataset")
 GOAL_SOURCES = ("random_state", "dset")  # the official names
-MAX_SEED = 2**31 - 1
+# What a sweep may have of anything at the most; `wmq_jax.planning.limits` has the planner's. No sweep needs more, and
+# counters and arrays of more overflow or do not fit.
+MAX_EPISODES = 100_000
+MAX_GOAL_HORIZON = 10_000
+MAX_CELLS = 1_000_000  # planned together
+MAX_TILES = 65_536  # of a call
+MAX_DEVICES = 65_536
+MAX_PICTURES = 1000
+# Of calibration; samples are held together.
+_CALIBRATION = {
+    "episodes": (1, MAX_EPISODES),
+    "iterations": (1, MAX_ITERATIONS),
+    "samples": (1, 10_000),
+    "seed": (0, MAX_SEED),
+    "horizon": (1, MAX_HORIZON),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,12 +82,6 @@ class SweepSettings:
     pictures: int
 
 
-def _positive(where: str, value: int, least: int = 1) -> int:
-    if value < least:
-        raise ValueError(f"{where} must be {least} or more, not {value}")
-    return value
-
-
 def _finite(group: str, fields: Mapping[str, Any]) -> None:
     for key, value in fields.items():
         if isinstance(value, float) and not math.isfinite(value):
@@ -83,7 +95,7 @@ def parse_integers(where: str, text: str | int) -> tuple[int, ...]:
       ValueError: something is not a whole number, is negative, or stands twice; ``where`` names the setting.
     """
     words = str(text).replace(",", " ").split()
-    if not words or not all(word.isdigit() for word in words):
+    if not words or not all(word.isdecimal() for word in words):
         raise ValueError(f"{where} must be whole numbers separated by spaces, not {text!r}")
     values = tuple(int(word) for word in words)
     if len(set(values)) != len(values):
@@ -94,23 +106,22 @@ def parse_integers(where: str, text: str | int) -> tuple[int, ...]:
 def _planner(config: Mapping[str, Any]) -> CEMConfig | GDConfig:
     if config["optimizer"] not in OPTIMIZERS:
         raise ValueError(f"planner.optimizer {config['optimizer']!r} is not one of {', '.join(OPTIMIZERS)}")
-    if config["optimizer"] == "gd":
-        return GDConfig(steps=config["steps"], learning_rate=config["learning_rate"], step_noise=config["step_noise"])
-    return CEMConfig(
-        samples=config["samples"],
-        elites=config["elites"],
-        steps=config["steps"],
-        init_std=config["init_std"],
-        check_every=config["check_every"],
-    )
+    # Both, so that no value is out of range because it is the other one's.
+    planners = {
+        kind: build(**{field.name: config[field.name] for field in dataclasses.fields(build)})
+        for kind, build in OPTIMIZERS.items()
+    }
+    return planners[config["optimizer"]]
 
 
 def parse_variants(text: str) -> tuple[VariantSpec, ...]:
     """Variants separated by white space; full precision comes first, and is added where it is missing.
 
     Raises:
-      ValueError: a variant cannot be read, or two have the same name.
+      ValueError: there is none, one cannot be read, or two have the same name.
     """
+    if not text.split():
+        raise ValueError("variants must be one or more separated by spaces, such as 'w8 w4g32', not ''")
     specs = [parse_variant(word) for word in text.split()]
     full = parse_variant("fp")
     specs = [full, *(spec for spec in specs if spec != full)]
@@ -129,12 +140,13 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
     """
     planner, episodes, engine = config["planner"], config["episodes"], config["engine"]
     horizons = parse_integers("planner.horizons", planner["horizons"])
-    _positive("planner.horizons", min(horizons))
+    for horizon in horizons:
+        check_range("planner.horizons", horizon, 1, MAX_HORIZON)
     options = dict(config["env"])
     make_env(**options)
     calibration = dict(config["calibration"])
-    for key, value in calibration.items():
-        _positive(f"calibration.{key}", value, 0 if key == "seed" else 1)
+    for key, (least, most) in _CALIBRATION.items():
+        check_range(f"calibration.{key}", calibration[key], least, most)
     source, goals = config["calibration_source"], episodes["goal_source"]
     for where, name, known in (
         ("calibration_source", source, CALIBRATION_SOURCES),
@@ -146,19 +158,23 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
             raise ValueError(f"{where} {name} needs a data set: set dataset to its folder or zip file")
     _finite("planner", planner)
     seeds = parse_integers("planner.seeds", planner["seeds"])
-    for where, seed in (("planner.seeds", max(seeds)), ("calibration.seed", calibration["seed"])):
-        if seed > MAX_SEED:
-            raise ValueError(f"{where} must be at most {MAX_SEED}, not {seed}")
-    if planner["executed"] > min(horizons):
+    for seed in seeds:
+        check_range("planner.seeds", seed, 0, MAX_SEED)
+    if not 0 <= planner["executed"] <= min(horizons):
         raise ValueError(
             f"planner.executed must be 0 (all) to the shortest horizon, {min(horizons)}, not {planner['executed']}"
         )
     if planner["optimizer"] == "gd" and planner["check_every"]:
         raise ValueError("planner.check_every is a setting of cem; gd does not ask the simulator")
-    for key in ("tile", "devices", "noise_floor_tile"):
-        _positive(f"engine.{key}", engine[key], 0)
+    for key, least, most in (
+        ("tile", 0, MAX_CELLS),
+        ("noise_floor_tile", 0, MAX_CELLS),
+        ("tiles_per_call", 1, MAX_TILES),
+        ("devices", 0, MAX_DEVICES),
+    ):
+        check_range(f"engine.{key}", engine[key], least, most)
     return SweepSettings(
-        name=config["name"],
+        name=check_name(config["name"]),
         checkpoint=config["checkpoint"],
         dataset=config["dataset"],
         env=options,
@@ -172,16 +188,16 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
         objective=make_objective(planner["objective"], planner["alpha"], planner["base"]),
         horizons=horizons,
         seeds=seeds,
-        episodes=_positive("episodes.count", episodes["count"]),
+        episodes=check_range("episodes.count", episodes["count"], 1, MAX_EPISODES),
         base_seed=episodes["base_seed"],
         goal_source=goals,
-        goal_horizon=_positive("episodes.goal_horizon", episodes["goal_horizon"]),
+        goal_horizon=check_range("episodes.goal_horizon", episodes["goal_horizon"], 1, MAX_GOAL_HORIZON),
         calibration_source=source,
         calibration=calibration,
         tile=engine["tile"],
-        tiles_per_call=_positive("engine.tiles_per_call", engine["tiles_per_call"]),
+        tiles_per_call=engine["tiles_per_call"],
         devices=engine["devices"],
         references=config["references"],
         noise_floor_tile=engine["noise_floor_tile"],
-        pictures=_positive("pictures", config["pictures"], 0),
+        pictures=check_range("pictures", config["pictures"], 0, MAX_PICTURES),
     )

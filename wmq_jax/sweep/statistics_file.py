@@ -7,6 +7,7 @@ import io
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ CALIBRATION, HELD_OUT = "calibration", "held_out"
 PARTS = (CALIBRATION, HELD_OUT)
 PLANNER = "planner"  # how the source of a planner's episodes begins
 _ORIGIN = "origin"
+# What zipfile and numpy raise for damaged, encrypted, strangely packed and absurdly large members.
+_DAMAGED = (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, MemoryError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,18 +87,28 @@ def load_statistics(paths: Sequence[str | os.PathLike]) -> Statistics:
 
 
 def _load(path: str | os.PathLike) -> Statistics:
+    arrays = _arrays(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = {name: stored[name] for name in stored.files}
         origin = json.loads(str(arrays.pop(_ORIGIN))) if _ORIGIN in arrays else None
         parts = quant.statistics_from_arrays(arrays)
         if origin is None:
             raise ValueError("it does not say of which model; calibrate again")
         return Statistics(parts, str(origin["params_sha256"]), tuple(map(_stream, origin["streams"])))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"there is no statistics file {path}") from None
-    except (ValueError, TypeError, KeyError, AttributeError, zipfile.BadZipFile, EOFError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{path} is no statistics file ({error})") from None
+
+
+def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file by name. What numpy says of other files is advice for its callers, not for a user."""
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"there is no statistics file {path}")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is no statistics file (it is no .npz file, which experiments.quantize writes)")
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return {name: stored[name] for name in stored.files}
+    except _DAMAGED:
+        raise ValueError(f"{path} is no statistics file (its arrays cannot be read)") from None
 
 
 def _stream(stream: Mapping[str, Any]) -> Stream:

@@ -7,7 +7,6 @@ None uses a planner.
 
 import dataclasses
 import functools
-import math
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,9 @@ import numpy as np
 from wmq_jax.data.trajectories import Trajectories
 from wmq_jax.envs import wall
 from wmq_jax.envs.wall import Wall
+
+MAX_STEPS = 100_000  # of a trajectory
+MAX_ACTION = 1000  # far above what the layout lets through; float32 has room to multiply it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +31,9 @@ class WalkConfig:
       steered: share of trajectories steered through the door; the rest are smooth walks.
       smoothness: range of the correlation between successive actions of a smooth walk, drawn uniformly.
       speed: range of a steered trip's action length, drawn uniformly.
+
+    Raises:
+      ValueError: one of them is out of range.
     """
 
     steps: int = 50
@@ -39,15 +44,21 @@ class WalkConfig:
     speed: tuple[float, float] = (1.0, 6.0)
 
     def __post_init__(self):
-        if self.steps < 1:
-            raise ValueError(f"walks: steps must be at least 1, not {self.steps}")
-        if min(self.gaussian, self.steered) < 0 or self.gaussian + self.steered > 1:
-            raise ValueError("walks: gaussian and steered are shares: non-negative, together at most 1")
-        for name, most in (("scale", math.inf), ("smoothness", 1.0), ("speed", math.inf)):
+        if not 1 <= self.steps <= MAX_STEPS:
+            raise ValueError(f"walks: steps must be 1..{MAX_STEPS}, not {self.steps}")
+        # Here and below written so that NaN, which compares with nothing, is refused too.
+        if not (self.gaussian >= 0 and self.steered >= 0 and self.gaussian + self.steered <= 1):
+            raise ValueError(
+                "walks: gaussian and steered are shares: non-negative, together at most 1, not "
+                f"{self.gaussian} and {self.steered}"
+            )
+        for name, most in (("scale", MAX_ACTION), ("smoothness", 1), ("speed", MAX_ACTION)):
             limits = getattr(self, name)
-            # Written so that NaN, which compares with nothing, is refused too.
-            if len(limits) != 2 or not 0 <= limits[0] <= limits[1] <= most or math.isinf(limits[1]):
-                raise ValueError(f"walks: {name} must be a range (low, high) within 0..{most:g}, not {limits}")
+            if len(limits) != 2 or not 0 <= limits[0] <= limits[1] <= most:
+                raise ValueError(f"walks: {name} must be a range (low, high) within 0..{most}, not {limits}")
+            # Where nothing moves, actions have no deviation to be normalised by.
+            if name != "smoothness" and limits[1] == 0:
+                raise ValueError(f"walks: {name} must reach above 0, not {limits}")
 
 
 def generate_trajectories(key: jax.Array, env: Wall, count: int, config: WalkConfig) -> Trajectories:

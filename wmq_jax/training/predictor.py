@@ -60,8 +60,8 @@ def predictor_stage(
     shards = frames.states.shape[0] // settings.shard
     length = model.config.num_hist + 1
     starts = frames.states.shape[1] - length + 1
-    steps = settings.shard * starts // settings.batch  # of a pass
-    rate = warmup_cosine(settings.learning_rate, settings.warmup, settings.rounds * settings.passes * steps)
+    steps = settings.steps_of_pass(starts)
+    rate = warmup_cosine(settings.learning_rate, settings.warmup, settings.steps(starts))
     if settings.optimizer == "muon":
         optimizer = muon(rate, settings.weight_decay)
     else:

@@ -21,7 +21,7 @@ from wmq_jax.checkpoints.opening import PORTION
 from wmq_jax.data import Normalizer, Trajectories, load_trajectories, save_trajectories
 from wmq_jax.envs import make_manifest
 from wmq_jax.models import WorldModel
-from wmq_jax.planning import MPCConfig, Problem, make_objective, world_model
+from wmq_jax.planning import Problem, make_objective, world_model
 from wmq_jax.training.decoder import decoder_stage
 from wmq_jax.training.development import plan_episodes
 from wmq_jax.training.encoder import encoder_stage, feature_statistics
@@ -196,7 +196,7 @@ def _plan(settings, model, params, normalizer, log: Log) -> dict[str, Any]:
         model=world_model(settings.model, model.apply, normalizer),
         env=settings.env,
         objective=make_objective(),
-        config=MPCConfig(planner=chosen.planner, horizon=chosen.horizon, iterations=chosen.iterations),
+        config=chosen.mpc,
         normalizer=normalizer,
         frameskip=settings.model.frameskip,
     )

@@ -6,11 +6,18 @@ from collections.abc import Mapping
 from typing import Any
 
 from wmq_jax.envs import Wall, make_env
+from wmq_jax.envs.manifest import episode_seeds
+from wmq_jax.io import check_name
 from wmq_jax.models import WorldModelConfig
-from wmq_jax.planning import CEMConfig
+from wmq_jax.planning import CEMConfig, MPCConfig
+from wmq_jax.planning.limits import check_range
 from wmq_jax.training.generate import WalkConfig
 
 PREDICTOR_OPTIMIZERS = ("adamw", "muon")
+# No stage needs more of anything; what is larger is a slip of the finger that would fill the memory.
+MOST = 10_000_000
+# Whole numbers that may be 0; episodes and their seeds are checked together.
+_FROM_ZERO = ("warmup", "episodes", "pictures")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +79,14 @@ class PredictorSettings:
     weight_decay: float = 0.01
     warmup: int = 0
 
+    def steps_of_pass(self, starts: int) -> int:
+        """Optimizer steps of a pass over a shard whose trajectories have clips at ``starts`` places."""
+        return self.shard * starts // self.batch
+
+    def steps(self, starts: int) -> int:
+        """Optimizer steps of the whole stage."""
+        return self.rounds * self.passes * self.steps_of_pass(starts)
+
 
 @dataclasses.dataclass(frozen=True)
 class DecoderSettings:
@@ -105,6 +120,11 @@ class ValidationSettings:
     iterations: int
     planner: CEMConfig
 
+    @property
+    def mpc(self) -> MPCConfig:
+        """How development episodes are planned."""
+        return MPCConfig(planner=self.planner, horizon=self.horizon, iterations=self.iterations)
+
 
 @dataclasses.dataclass(frozen=True)
 class TrainSettings:
@@ -125,48 +145,63 @@ def check_settings(config: Mapping[str, Any]) -> TrainSettings:
     """Turns a resolved config into settings.
 
     Raises:
-      ValueError: a value is not accepted, or two do not fit together; the message names them.
+      ValueError: a value is not accepted, two do not fit together, or a group has other fields; the message names them.
     """
     env = make_env(**config["env"])
     if not isinstance(env, Wall):
         raise ValueError("training generates trajectories of the wall environment only")
     data = dict(config["data"])
-    walk = WalkConfig(**{name: _frozen(value) for name, value in data.pop("walk").items()})
+    walk = _group(WalkConfig, "data.walk", data.pop("walk"))
     validation = dict(config["validation"])
-    encoder = EncoderSettings(**{name: _frozen(value) for name, value in config["encoder"].items()})
+    planner = _group(CEMConfig, "validation.planner", validation.pop("planner"))
+    encoder = _group(EncoderSettings, "encoder", config["encoder"])
     settings = TrainSettings(
-        name=config["name"],
+        name=check_name(config["name"]),
         seed=config["seed"],
         env=env,
         model=WorldModelConfig.from_dict(config["model"]),
-        data=DataSettings(walk=walk, **data),
+        data=_group(DataSettings, "data", {**data, "walk": walk}),
         encoder=None if config["init"]["checkpoint"] else encoder,
-        predictor=PredictorSettings(**config["predictor"]),
-        decoder=DecoderSettings(**config["decoder"]),
-        validation=ValidationSettings(planner=CEMConfig(**validation.pop("planner")), **validation),
+        predictor=_group(PredictorSettings, "predictor", config["predictor"]),
+        decoder=_group(DecoderSettings, "decoder", config["decoder"]),
+        validation=_group(ValidationSettings, "validation", {**validation, "planner": planner}),
     )
     _check_numbers(settings)
     _check_fit(settings)
+    _check_validation(settings.validation)
     if settings.encoder is not None:
         _check_encoder(settings.encoder, settings.model)
     return settings
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, (list, tuple)) else value
+def _group(kind: type, where: str, fields: Mapping[str, Any]) -> Any:
+    """A dataclass of a group of the config, whose lists become tuples of numbers.
+
+    Raises:
+      ValueError: a field is unknown or missing, or a list holds something else.
+    """
+    known = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(kind)}
+    for name in fields:
+        if name not in known:
+            raise ValueError(f"{where} has no field {name!r}; its fields are {', '.join(known)}")
+    for name, needed in known.items():
+        if needed and name not in fields:
+            raise ValueError(f"{where} lacks the field {name!r}")
+    lists = {name: tuple(value) for name, value in fields.items() if isinstance(value, (list, tuple))}
+    for name, values in lists.items():
+        if not all(isinstance(value, (int, float)) for value in values):
+            raise ValueError(f"{where}.{name} must be numbers, not {values}")
+    return kind(**{**fields, **lists})
 
 
 def _check_numbers(settings: TrainSettings) -> None:
-    if not settings.name:
-        raise ValueError("name must not be empty: it names the folder of the run")
     if not 0 <= settings.seed < 2**32:
         raise ValueError(f"seed must be 0..{2**32 - 1}, not {settings.seed}")
     for group in ("data", "encoder", "predictor", "decoder", "validation"):
         fields = getattr(settings, group)
         for field, value in vars(fields).items() if fields is not None else ():
-            least = 0 if field in ("warmup", "weight_decay", "episodes", "base_seed", "pictures") else 1
-            if isinstance(value, int) and value < least:
-                raise ValueError(f"{group}.{field} must be {least} or more, not {value}")
+            if isinstance(value, int) and field != "base_seed":
+                check_range(f"{group}.{field}", value, 0 if field in _FROM_ZERO else 1, MOST)
             if isinstance(value, float) and not 0 <= value < math.inf:
                 raise ValueError(f"{group}.{field} must be a number of 0 or more, not {value}")
     if settings.predictor.optimizer not in PREDICTOR_OPTIMIZERS:
@@ -194,9 +229,14 @@ def _check_fit(settings: TrainSettings) -> None:
         raise ValueError(f"data.walk.steps {data.walk.steps} is too short for clips of {model.num_hist + 1} frames")
     if predictor.shard > data.train:
         raise ValueError(f"predictor.shard {predictor.shard} is more than data.train {data.train}")
-    clips = predictor.shard * (frames - model.num_hist)
+    starts = frames - model.num_hist
+    clips = predictor.shard * starts
     if predictor.batch > clips:
         raise ValueError(f"predictor.batch {predictor.batch} is more than the {clips} clips of a round")
+    if predictor.warmup >= predictor.steps(starts):
+        raise ValueError(
+            f"predictor.warmup {predictor.warmup} must be less than the {predictor.steps(starts)} steps of its rounds"
+        )
     if settings.validation.rollouts > data.validation:
         raise ValueError(f"validation.rollouts is more than data.validation {data.validation}")
     for group in ("encoder", "decoder"):
@@ -207,6 +247,16 @@ def _check_fit(settings: TrainSettings) -> None:
             raise ValueError(f"{group}.chunk {stage.chunk} must divide {group}.steps {stage.steps}")
         if stage.warmup >= stage.steps:
             raise ValueError(f"{group}.warmup {stage.warmup} must be less than {group}.steps {stage.steps}")
+
+
+def _check_validation(validation: ValidationSettings) -> None:
+    """What is planned after all the training."""
+    try:
+        _ = validation.mpc
+        if validation.episodes:
+            episode_seeds("development", validation.episodes, validation.base_seed)
+    except ValueError as error:
+        raise ValueError(f"validation: {error}") from None
 
 
 def _check_encoder(encoder: EncoderSettings, model: WorldModelConfig) -> None:
