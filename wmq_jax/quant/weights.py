@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +196,22 @@ def quantize_kernel(kernel: jax.Array, spec: WeightSpec, grid_fn: GridFn = absma
       spec: its bits are 2..15; may be traced.
       grid_fn: gives the grids.
     """
-    return _quantize(kernel, grids.canonical_bits(spec.bits), dataclasses.replace(spec, bits=None), grid_fn)
+    return quantize_kernels({"kernel": kernel}, {"kernel": spec}, grid_fn)["kernel"]
+
+
+def quantize_kernels(
+    kernels: Mapping[str, jax.Array], specs: Mapping[str, WeightSpec], grid_fn: GridFn = absmax_grid
+) -> dict[str, QuantizedKernel]:
+    """``quantize_kernel`` of several kernels in one program; bits are its data.
+
+    Args:
+      kernels: name -> kernel, floating point.
+      specs: by the same names; their bits are 2..15 and may be traced.
+      grid_fn: gives the grids.
+    """
+    bits = {name: grids.canonical_bits(spec.bits) for name, spec in specs.items()}
+    static = tuple((name, dataclasses.replace(specs[name], bits=None)) for name in sorted(specs))
+    return _quantize(dict(kernels), bits, static, grid_fn)
 
 
 def round_to_grids(
@@ -276,15 +292,22 @@ def decoded_or(kernel: jax.Array, quantized: QuantizedKernel, bits) -> jax.Array
     return jnp.where(grids.is_quantized(bits), decode_kernel(quantized), kernel)
 
 
-# The float kernel that a quantized one stands for, and the choice between the two.
+# The float kernel that a quantized one stands for.
 expand_kernel = jax.jit(decode_kernel)
-expanded_or = jax.jit(decoded_or)
 _fake_quant = jax.jit(round_to_grids, static_argnames=("spec", "grid_fn", "rounding"))
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "grid_fn"))
-def _quantize(kernel, bits, spec, grid_fn):
-    return with_integers(encode_kernel(kernel, bits, spec, grid_fn))
+@jax.jit
+def expanded_or(
+    kernels: Mapping[str, jax.Array], quantized: Mapping[str, QuantizedKernel], bits: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """``decoded_or`` by name, in one program of its own: what rounds shall not be fused with what expands."""
+    return {name: decoded_or(kernels[name], quantized[name], bits[name]) for name in quantized}
+
+
+@functools.partial(jax.jit, static_argnames=("specs", "grid_fn"))
+def _quantize(kernels, bits, specs, grid_fn):
+    return {name: with_integers(encode_kernel(kernels[name], bits[name], spec, grid_fn)) for name, spec in specs}
 
 
 def _split_axes(ndim: int, spec: WeightSpec) -> tuple[list[int], list[int]]:
