@@ -87,8 +87,8 @@ def build_variants(
 
     Every row has the structure of the model's variables: quantized weights as floats, and a quantizer for every site
     (off where the variant has none), so one compiled program takes any row. Bits and granularity are data: what is
-    compiled depends on the shapes of kernels and blocks and on group sizes, not on the number of variants or on their
-    bits.
+    compiled depends on the shapes of kernels and blocks, and on methods and group sizes, not on the number of variants
+    or on their bits. Rounding takes two programs a module and group size, one that rounds and one that expands.
 
     Args:
       config, params: the model, in full precision.
