@@ -22,11 +22,11 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
     """The configuration of a mode: 'small' (a quarter of an hour on two cores), 'official' or 'finetune'.
 
     'official' trains predictor and decoder of the same small model as DINO-WM trains its own: AdamW and Adam at the
-    official rates, absolute predictions, latents as the encoder gives them. The encoder, which DINO-WM does not train,
-    is pretrained as in 'small'. It has not been trained to its end.
+    official constant rates, dropout of 0.1, absolute predictions, latents as the encoder gives them. The encoder, which
+    DINO-WM does not train, is pretrained as in 'small'. It has not been trained to its end.
 
-    'finetune' is one epoch over as many trajectories as the official data set has, with the official optimizers and
-    rates. A model of the official size needs a GPU; the time has not been measured.
+    'finetune' is one epoch over as many trajectories as the official data set has, with the official optimizers,
+    rates and dropout. A model of the official size needs a GPU; the time has not been measured.
     """
     if mode not in MODES:
         raise ValueError(f"configs/train_wall.py has the modes {', '.join(MODES)}, not {mode!r}")
@@ -42,7 +42,8 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
     config.dataset = ""  # official wall_single, folder or zip file, instead of generated trajectories
     # A checkpoint, converted, trained here or 'bundled', of which the model's sizes, the encoder (which stays as it is)
     # and the statistics are taken; and whether the others start from its weights or anew.
-    config.init = dict(checkpoint="", predictor=True, decoder=True)
+    # `dropout` is the predictor's from then on; below 0 it stays the checkpoint's.
+    config.init = dict(checkpoint="", predictor=True, decoder=True, dropout=-1.0)
     config.data = dict(
         train=96000,  # trajectories
         validation=1000,
@@ -72,10 +73,12 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
         batch=64,
         optimizer="muon",  # or adamw, which is official
         learning_rate=1.5e-2,
+        embeddings_learning_rate=0.0,  # of adamw; 0: learning_rate
         weight_decay=0.01,
         warmup=200,
+        schedule="cosine",  # or constant, which is official
     )
-    config.decoder = dict(steps=3000, chunk=100, batch=8, learning_rate=3e-3, warmup=100)
+    config.decoder = dict(steps=3000, chunk=100, batch=8, learning_rate=3e-3, warmup=100, schedule="cosine")
     config.validation = dict(
         rollouts=256,
         pictures=4,
@@ -87,15 +90,17 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
     )
     if mode == "official":
         config.model.update(standardize_latents=False)
-        config.model.predictor.update(residual=False)
+        config.model.predictor.update(residual=False, dropout=0.1)
     if mode == "finetune":
-        config.init.checkpoint = "bundled"
+        config.init.update(checkpoint="bundled", dropout=0.1)
         config.data.update(train=1728, validation=192)
         # A shard's latents are held together: 60 MB at the official size.
         config.predictor.update(rounds=108, shard=16)
         config.decoder.update(steps=500)
         config.validation.update(rollouts=32, episodes=20)
     if mode in ("official", "finetune"):
-        config.predictor.update(optimizer="adamw", learning_rate=5e-4, warmup=0, batch=32)
-        config.decoder.update(learning_rate=3e-4, warmup=0, batch=32)
+        config.predictor.update(optimizer="adamw", learning_rate=5e-4, embeddings_learning_rate=5e-4)
+        config.decoder.update(learning_rate=3e-4)
+        for stage in (config.predictor, config.decoder):
+            stage.update(schedule="constant", warmup=0, batch=32)
     return config

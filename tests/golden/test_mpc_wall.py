@@ -18,12 +18,14 @@ from wmq_jax.planning import (
     execute,
     make_objective,
     mpc_init,
+    mpc_iteration,
     next_state,
     plan,
     world_model,
 )
 
 POSITION = 1e-4
+REQUIRED = 2  # MPC iterations that must be compared
 AMBIGUOUS = 5e-6  # margin of the last elite, relative; float32 losses agree to about 1e-6
 
 
@@ -101,6 +103,30 @@ def iteration_of(problem, variables, zero, steps):
     return act
 
 
+def test_the_stop_inside_cem(recording, problems):
+    """``check_every`` ends each episode's first plan after the step at which the recorded simulator saw it succeed."""
+    problems, variables = problems
+    recorded_steps = steps_of(recording, 0, problems[0].config.planner.steps)
+    calls = [evaluations(recording)[f"plan_0_output_{step + 1}"] for step in range(recorded_steps)]
+    success = np.stack([recording[f"{call}/success"] for call in calls])
+    assert success.any() and not success.all(), "the recording tells stopping from going on"
+    every = recording.json("config")["sub_planner"]["eval_every"]
+    for e, problem in enumerate(problems):
+        # One step more than was recorded (on noise that repeats), so that stopping at the last one shows too.
+        planner = dataclasses.replace(problem.config.planner, steps=recorded_steps + 1, check_every=every)
+        mpc = dataclasses.replace(problem.config, planner=planner)
+        noise = jnp.asarray(np.concatenate([recording["noise"][:recorded_steps, e], recording["noise"][:1, e]]))
+        start, goal = (recording[key][e].astype(np.float32) for key in ("state0_f64", "stateg_f64"))
+        one = dataclasses.replace(problem, config=mpc)
+        run = jax.jit(
+            lambda start, goal, noise, one=one: mpc_iteration(
+                one, variables, mpc_init(one, start), goal, lambda step: noise[step], jnp.int32(mpc.horizon)
+            )[1]
+        )
+        taken = int((np.asarray(run(start, goal, noise).proposals.std) > 0).any(axis=(1, 2)).sum())
+        assert taken == (success[:, e].argmax() + 1 if success[:, e].any() else recorded_steps + 1)
+
+
 def test_closed_loop(recording, problems, close):
     problems, variables = problems
     config = problems[0].config
@@ -116,7 +142,7 @@ def test_closed_loop(recording, problems, close):
         block = slice(position, position + steps)
         position += steps
         if (recording["elite_rel_gap"][block] <= AMBIGUOUS).any():
-            assert iteration > 0, "rounding decides which plans are elite from the start: nothing could be compared"
+            assert iteration >= REQUIRED, f"rounding decides elites in iteration {iteration}: too little is compared"
             break
         for e in range(len(problems)):
             noise = jnp.asarray(recording["noise"][block, e])

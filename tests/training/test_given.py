@@ -76,6 +76,8 @@ def test_a_checkpoint_brings_its_sizes_and_its_statistics(converted, tmp_path):
     assert given.normalizer.to_dict() == STATISTICS.to_dict()
     assert WorldModelConfig.from_dict(taken["model"]) == load_model(tmp_path / "own").config
     assert training.check_settings(taken).encoder is None
+    with_own["init"]["dropout"] = 0.25
+    assert training.take_given(with_own)[0]["model"]["predictor"]["dropout"] == 0.25
     _, given = training.take_given(config)
     assert given.normalizer.to_dict() == open_dataset(config["dataset"]).normalizer.to_dict()
 

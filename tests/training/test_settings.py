@@ -3,6 +3,7 @@
 import pytest
 
 from wmq_jax import cli, training
+from wmq_jax.models import PredictorConfig
 from wmq_jax.training.optimizer import LearningRates
 
 
@@ -24,6 +25,12 @@ def test_the_official_mode_has_the_official_rates_and_no_deviation():
     predictor, decoder, rates = settings.predictor, settings.decoder, LearningRates()
     assert (predictor.optimizer, predictor.learning_rate, predictor.weight_decay) == ("adamw", rates.predictor, 0.01)
     assert (decoder.learning_rate, predictor.warmup, decoder.warmup) == (rates.decoder, 0, 0)
+    assert (predictor.embeddings_learning_rate, predictor.schedule, decoder.schedule) == (
+        rates.embeddings,
+        "constant",
+        "constant",
+    )
+    assert settings.model.predictor.dropout == PredictorConfig.dropout == 0.1
 
 
 def test_a_model_is_validated_with_the_planner_it_ships_with():
@@ -81,6 +88,9 @@ def test_a_model_is_validated_with_the_planner_it_ships_with():
         ("predictor.shard", 41, "more than data.train"),
         ("predictor.batch", 1000, "predictor.batch 1000 is more than the 40 clips"),
         ("predictor.optimizer", "sgd", "must be adamw or muon, not 'sgd'"),
+        ("predictor.schedule", "linear", "predictor.schedule must be cosine or constant, not 'linear'"),
+        ("decoder.schedule", "", "decoder.schedule must be cosine or constant"),
+        ("predictor.embeddings_learning_rate", 1e-3, "embeddings_learning_rate is of adamw"),
         ("predictor.learning_rate", float("nan"), "predictor.learning_rate"),
         ("validation.rollouts", 7, "validation.rollouts"),
         ("validation.planner.elites", 1, "elites"),

@@ -159,7 +159,7 @@ def test_the_copy_baseline_is_the_mean_square_change(params, frames):
 
 def test_model_actions_lead_from_frame_to_frame(trajectories, frames):
     normalizer = Normalizer.fit(trajectories.actions, trajectories.states)
-    raw = normalizer.to_env_actions(frames.actions[:, :-1])
+    raw = normalizer.denormalize_action(np.asarray(frames.actions[:, :-1]).reshape(trajectories.actions.shape))
     np.testing.assert_allclose(raw, trajectories.actions, atol=1e-5)
     np.testing.assert_array_equal(frames.states, trajectories.states[:, :: CONFIG.frameskip])
     assert not np.asarray(frames.actions[:, -1]).any()

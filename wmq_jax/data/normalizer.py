@@ -70,12 +70,6 @@ class Normalizer:
             )
         return self.normalize_action(actions).reshape(*batch, steps // frameskip, frameskip * width)
 
-    def to_env_actions(self, actions):
-        """Normalised model actions (..., T, f * A) -> environment actions (..., T * f, A)."""
-        width = self.action_mean.shape[0]
-        *batch, steps, model_width = actions.shape
-        return self.denormalize_action(actions.reshape(*batch, steps * (model_width // width), width))
-
     def to_dict(self) -> dict[str, list[float]]:
         """The statistics as JSON lists; float32 values survive the round trip exactly."""
         return {name: [float(x) for x in getattr(self, name)] for name in FIELDS}

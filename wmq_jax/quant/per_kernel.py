@@ -41,18 +41,22 @@ def per_kernel(default: weights.WeightSpec, grid_fn: weights.GridFn, rules: Sequ
 
     def apply(state: State, topology: Any = None) -> State:
         del topology
-        leaves, codes, bits = paths.named_leaves(state.params), {}, {}
-        for name, spec in specs(state.params).items():
-            bits[name] = canonical_bits(spec.bits)
-            if not (isinstance(bits[name], int) and bits[name] == NO_BITS):
-                codes[name] = weights.quantize_kernel(leaves[name], spec, grid_fn)
-
-        def replace(name, leaf):
-            return weights.expanded_or(leaf, codes[name], bits[name]) if name in codes else leaf
-
-        return state._replace(params=paths.map_named(replace, state.params), codes=state.codes | codes)
+        leaves = paths.named_leaves(state.params)
+        chosen = {name: spec for name, spec in specs(state.params).items() if not _known_none(spec)}
+        kernels = {name: leaves[name] for name in chosen}
+        codes = weights.quantize_kernels(kernels, chosen, grid_fn)
+        bits = {name: canonical_bits(spec.bits) for name, spec in chosen.items()}
+        floats = weights.expanded_or(kernels, codes, bits)
+        params = paths.map_named(lambda name, leaf: floats.get(name, leaf), state.params)
+        return state._replace(params=params, codes=state.codes | codes)
 
     return Transform(check, apply)
+
+
+def _known_none(spec: weights.WeightSpec) -> bool:
+    """Whether no quantization is asked for; traced bits may always ask for some."""
+    bits = canonical_bits(spec.bits)
+    return isinstance(bits, int) and bits == NO_BITS
 
 
 def _check_groups(name: str, leaf, spec: weights.WeightSpec) -> None:

@@ -99,7 +99,7 @@ def replace_block(
     """
     leaves = {name: paths.subtree(params, name) for name in codes or {}}
     codes = {name: with_shape(codes[name], leaf.shape) for name, leaf in leaves.items()}
-    floats = {name: expanded_or(leaf, codes[name], bits) for name, leaf in leaves.items()}
+    floats = expanded_or(leaves, codes, dict.fromkeys(codes, bits))
     changed = {f"{path}/{site}/kernel" for site in sites}
     kept = {name: quantized for name, quantized in state.codes.items() if name not in changed}
     found = {f"{path}/{name}": quantized for name, quantized in codes.items()}

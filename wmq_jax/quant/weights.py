@@ -7,10 +7,12 @@ its own. Every method ends in a ``QuantizedKernel``, codes and grids, and its fl
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +197,37 @@ def quantize_kernel(kernel: jax.Array, spec: WeightSpec, grid_fn: GridFn = absma
       spec: its bits are 2..15; may be traced.
       grid_fn: gives the grids.
     """
-    return _quantize(kernel, grids.canonical_bits(spec.bits), dataclasses.replace(spec, bits=None), grid_fn)
+    return quantize_kernels({"kernel": kernel}, {"kernel": spec}, grid_fn)["kernel"]
+
+
+def quantize_kernels(
+    kernels: Mapping[str, jax.Array], specs: Mapping[str, WeightSpec], grid_fn: GridFn = absmax_grid
+) -> dict[str, QuantizedKernel]:
+    """``quantize_kernel`` of all kernels of a model, as few programs as ``_batches`` says; bits are their data.
+
+    Args:
+      kernels: name -> kernel, floating point.
+      specs: by the same names; their bits are 2..15 and may be traced.
+      grid_fn: gives the grids.
+    """
+    bits = {name: grids.canonical_bits(spec.bits) for name, spec in specs.items()}
+    static = {name: dataclasses.replace(spec, bits=None) for name, spec in specs.items()}
+    quantized = {}
+    for names in _batches(kernels, static):
+        columns = ([column[name] for name in names] for column in (kernels, bits))
+        quantized |= zip(names, _quantize(*columns, tuple(static[name] for name in names), grid_fn), strict=True)
+    return quantized
+
+
+def expanded_or(
+    kernels: Mapping[str, jax.Array], quantized: Mapping[str, QuantizedKernel], bits: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """``decoded_or`` by name, in programs of their own: what expands shall not be fused with what rounds."""
+    expanded = {}
+    for names in _batches(kernels, {name: jax.tree.structure(codes) for name, codes in quantized.items()}):
+        columns = ([column[name] for name in names] for column in (kernels, quantized, bits))
+        expanded |= zip(names, _expand_or(*columns), strict=True)
+    return expanded
 
 
 def round_to_grids(
@@ -276,15 +308,37 @@ def decoded_or(kernel: jax.Array, quantized: QuantizedKernel, bits) -> jax.Array
     return jnp.where(grids.is_quantized(bits), decode_kernel(quantized), kernel)
 
 
-# The float kernel that a quantized one stands for, and the choice between the two.
+# The float kernel that a quantized one stands for.
 expand_kernel = jax.jit(decode_kernel)
-expanded_or = jax.jit(decoded_or)
 _fake_quant = jax.jit(round_to_grids, static_argnames=("spec", "grid_fn", "rounding"))
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "grid_fn"))
-def _quantize(kernel, bits, spec, grid_fn):
-    return with_integers(encode_kernel(kernel, bits, spec, grid_fn))
+@functools.partial(jax.jit, static_argnames=("specs", "grid_fn"))
+def _quantize(kernels, bits, specs, grid_fn):
+    encode = lambda kernel, bits, spec: with_integers(encode_kernel(kernel, bits, spec, grid_fn))
+    return list(map(encode, kernels, bits, specs))
+
+
+@jax.jit
+def _expand_or(kernels, quantized, bits):
+    return list(map(decoded_or, kernels, quantized, bits))
+
+
+def _batches(kernels: Mapping[str, jax.Array], settings: Mapping[str, Hashable]) -> list[list[str]]:
+    """The names, so that the batches of a deep model are alike and share one program.
+
+    The first kernels of every kind (shape, dtype and setting) are a batch, the second ones are the next. A program then
+    compiles as long as a layer does, where one of all kernels would take as long as the model is deep, and one for each
+    kind is many.
+    """
+    batches, seen = [], collections.Counter()
+    for name, setting in settings.items():
+        kind = jnp.shape(kernels[name]), jnp.result_type(kernels[name]), setting
+        if seen[kind] == len(batches):
+            batches.append([])
+        batches[seen[kind]].append(name)
+        seen[kind] += 1
+    return batches
 
 
 def _split_axes(ndim: int, spec: WeightSpec) -> tuple[list[int], list[int]]:

@@ -87,8 +87,8 @@ def build_variants(
 
     Every row has the structure of the model's variables: quantized weights as floats, and a quantizer for every site
     (off where the variant has none), so one compiled program takes any row. Bits and granularity are data: what is
-    compiled depends on the shapes of kernels and blocks and on group sizes, not on the number of variants or on their
-    bits.
+    compiled depends on the shapes of kernels and blocks, and on methods and group sizes, not on the number of variants
+    or on their bits. Rounding takes two programs a module and group size, one that rounds and one that expands.
 
     Args:
       config, params: the model, in full precision.
@@ -141,13 +141,14 @@ def _assembled(
     finished: Callable[[str, ModuleSpec], quant.State],
 ) -> quant.State:
     """A variant whose modules' weights ``finished`` gives, with a quantizer for every site."""
-    states, quantizers = {}, {}
+    states, activations = {}, {}
     for module in MODULES:
         part: ModuleSpec = getattr(spec, module)
         states[module] = finished(module, part.weights_only())
-        per_token = part.act_granularity == "token"
         bits = quant.NO_BITS if part.act_bits is None else part.act_bits
-        quantizers |= _quantizers(_ranges(config, module, part, states[module].statistics), jnp.int32(bits), per_token)
+        ranges = _ranges(config, module, part, states[module].statistics)
+        activations[module] = ranges, np.int32(bits), part.act_granularity == "token"
+    quantizers = _quantizers(activations)
     known = all(state.statistics is not None for state in states.values())
     return quant.State(
         params={**params, **{module: state.params[module] for module, state in states.items()}},
@@ -179,24 +180,36 @@ def _ranges(
     """Site -> the range that a static quantizer covers; zeros, which only give shapes, where nothing was observed."""
     if statistics is None:
         return dict.fromkeys(sites(config)[module], (np.float32(0), np.float32(0)))
-    seen = quant.site_statistics(statistics)
-    wanted = METHODS[spec.method].act_range if spec.method and spec.act_granularity == "tensor" else "observed"
-    activation = quant.ActivationSpec(spec.act_bits, range=wanted)
-    return {site: quant.static_range(seen[site], activation) for site in sites(config)[module]}
+    seen = {site: quant.site_statistics(statistics)[site] for site in sites(config)[module]}
+    method = METHODS[spec.method] if spec.method else None
+    if method is None or spec.act_granularity != "tensor" or method.act_range == "observed":
+        return _observed_ranges(seen)
+    activation = quant.ActivationSpec(spec.act_bits, range=method.act_range)
+    return {site: quant.static_range(statistic, activation) for site, statistic in seen.items()}
+
+
+@jax.jit
+def _observed_ranges(seen: dict[str, Any]) -> dict[str, tuple[jax.Array, jax.Array]]:
+    """Site -> the range of its statistic, of all sites in one program."""
+    return {site: statistic.range() for site, statistic in seen.items()}
 
 
 @jax.jit
 def _quantizers(
-    ranges: dict[str, tuple[jax.Array, jax.Array]], bits: jax.Array, per_token: jax.Array
+    activations: dict[str, tuple[dict[str, tuple[jax.Array, jax.Array]], jax.Array, jax.Array]],
 ) -> dict[str, quant.Quantizer]:
-    """Site -> quantizer, per token or on the range of the site; off for ``NO_BITS``."""
-    dynamic = quant.per_token_quantizer(bits)
+    """Site -> quantizer, per token or on the range of the site; off for ``NO_BITS``.
 
-    def choose(seen: tuple[jax.Array, jax.Array]) -> quant.Quantizer:
-        static = quant.static_quantizer(*seen, bits)
-        return jax.tree.map(functools.partial(jnp.where, per_token), dynamic, static)
-
-    return {site: choose(seen) for site, seen in ranges.items()}
+    Args:
+      activations: module -> (site -> range, bits, whether per token); all of it is data of one program.
+    """
+    quantizers = {}
+    for ranges, bits, per_token in activations.values():
+        dynamic = quant.per_token_quantizer(bits)
+        for site, seen in ranges.items():
+            choose = functools.partial(jnp.where, per_token)
+            quantizers[site] = jax.tree.map(choose, dynamic, quant.static_quantizer(*seen, bits))
+    return quantizers
 
 
 def size_bytes(config: WorldModelConfig, params: PyTree, spec: VariantSpec) -> int:

@@ -6,8 +6,9 @@ tiles one after another, ``vmap`` runs a tile's cells together, and an idle tile
 variant, its weights are shared by the tile's matrix products and its quantizers' branches stay real branches.
 
 The host refills a tile's place when a cell has finished (:mod:`wmq_jax.sweep.scheduler`), so no cell waits for a slower
-one and a call's tiles all cost the same: one plan each. Compilation happens once, whatever the number of variants,
-episodes and seeds.
+one and a call's tiles all cost the same: one plan each. This program is compiled once, whatever the number of variants,
+group sizes, episodes and seeds; what prepares its table compiles small programs of its own
+(:mod:`wmq_jax.quantized.table`).
 """
 
 import dataclasses

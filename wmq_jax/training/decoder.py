@@ -10,10 +10,16 @@ from wmq_jax.models import WorldModel
 from wmq_jax.training.convolution import convolve_by_matmul
 from wmq_jax.training.frames import encode_visual, render
 from wmq_jax.training.loop import Stage, TrainState
-from wmq_jax.training.losses import decoder_losses
-from wmq_jax.training.optimizer import LearningRates, official_optimizer
-from wmq_jax.training.schedule import warmup_cosine
+from wmq_jax.training.losses import DecoderLosses, decoder_losses
+from wmq_jax.training.optimizer import decoder_optimizer
 from wmq_jax.training.settings import DecoderSettings
+
+
+def reconstruction_losses(model: WorldModel, params: Any, images: jax.Array) -> DecoderLosses:
+    """What the stage minimises (its `total`): images (B, H, H, 3) decoded from their own latents."""
+    latents = encode_visual(model, params, images)
+    with convolve_by_matmul(jax.default_backend() == "cpu"):
+        return decoder_losses(model, params, latents[:, None], images[:, None])
 
 
 def decoder_stage(
@@ -29,18 +35,14 @@ def decoder_stage(
       key: of the batches.
       settings: sizes and rates.
     """
-    rate = warmup_cosine(settings.learning_rate, settings.warmup, settings.steps)
-    optimizer = official_optimizer(LearningRates(decoder=rate))
-    on_cpu = jax.default_backend() == "cpu"
+    optimizer = decoder_optimizer(settings)
 
     def init() -> TrainState:
         trained = {"decoder": params["decoder"]}
         return TrainState(trained, optimizer.init(trained))
 
     def loss(trained, images):
-        latents = encode_visual(model, params, images)
-        with convolve_by_matmul(on_cpu):
-            return decoder_losses(model, {**params, **trained}, latents[:, None], images[:, None]).total
+        return reconstruction_losses(model, {**params, **trained}, images).total
 
     def step(state, step_key, states):
         flat = states.reshape(-1, states.shape[-1])

@@ -68,6 +68,8 @@ def _open_checkpoint(config: dict[str, Any], dataset: OfficialDataset | None, ov
         raise ValueError(f"{own[0]} cannot be set beside init.checkpoint: {where} has its own sizes")
     opened = open_model(where, dataset, config["env"]["name"])
     config["model"] = opened.checkpoint.config.to_dict()
+    if config["init"].get("dropout", -1.0) >= 0:
+        config["model"]["predictor"]["dropout"] = config["init"]["dropout"]
     config["env"]["image_size"] = opened.checkpoint.config.image_size
     return opened
 

@@ -17,20 +17,6 @@ from wmq_jax.models.image import resize
 VQ_WEIGHT = 0.25
 
 
-class Clips(NamedTuple):
-    """A batch of clips.
-
-    Attributes:
-      visual: (B, T, H, H, 3) float32 in [-1, 1].
-      proprio: (B, T, p) normalised proprioception.
-      action: (B, T, A) normalised model actions; the last one is not used.
-    """
-
-    visual: jax.Array
-    proprio: jax.Array
-    action: jax.Array
-
-
 class PredictionLosses(NamedTuple):
     """Mean squared errors of predicted tokens, scalars.
 
@@ -57,22 +43,6 @@ class DecoderLosses(NamedTuple):
     recon: jax.Array
     vq: jax.Array
     total: jax.Array
-
-
-class WorldModelLosses(NamedTuple):
-    """All losses of a batch; a jitted caller pays only for those it returns.
-
-    Attributes:
-      loss: what is minimised: prediction.z + reconstruction.total.
-      prediction: of the latents.
-      reconstruction: of every frame, decoded from its own latent; None without a decoder.
-      imagination: of frames 1.., decoded from their predictions; only reported. None without a decoder.
-    """
-
-    loss: jax.Array
-    prediction: PredictionLosses
-    reconstruction: DecoderLosses | None
-    imagination: DecoderLosses | None
 
 
 def _mse(prediction: jax.Array, target: jax.Array) -> jax.Array:
@@ -111,38 +81,3 @@ def decoder_losses(model: WorldModel, params: Any, latents: jax.Array, images: j
     decoded, vq = model.apply({"params": params}, jax.lax.stop_gradient(latents), method="decode")
     recon = _mse(decoded, resize(images, decoded.shape[-2]))
     return DecoderLosses(recon, vq, recon + VQ_WEIGHT * vq)
-
-
-def world_model_losses(
-    model: WorldModel, params: Any, clips: Clips, *, dropout_key: jax.Array | None = None, train_encoder: bool = False
-) -> WorldModelLosses:
-    """The official objective on a batch of clips.
-
-    The targets get no gradient; the inputs do, so that the proprio and action encoders learn through the predictor.
-
-    Args:
-      model: the world model.
-      params: its parameters.
-      clips: T = num_hist + 1 frames each (fewer will do).
-      dropout_key: turns the predictor's dropout on.
-      train_encoder: let the gradient reach the visual encoder, which the official system freezes.
-    """
-    if not train_encoder:
-        params = {**params, "encoder": jax.lax.stop_gradient(params["encoder"])}
-    z = model.apply({"params": params}, clips.visual, clips.proprio, clips.action, method="encode")
-    predicted = predict_successors(model, params, z, dropout_key)
-    prediction = prediction_losses(model, predicted, z)
-    if model.config.decoder is None:
-        return WorldModelLosses(prediction.z, prediction, None, None)
-
-    def decode(tokens, images):
-        latent, _ = layout.separate(model.config, tokens)
-        return decoder_losses(model, params, latent.visual, images)
-
-    reconstruction = decode(z, clips.visual)
-    return WorldModelLosses(
-        prediction.z + reconstruction.total,
-        prediction,
-        reconstruction,
-        imagination=decode(predicted, clips.visual[:, 1:]),
-    )

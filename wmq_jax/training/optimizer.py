@@ -8,6 +8,9 @@ from typing import Any
 import optax
 import optax.contrib
 
+from wmq_jax.training.schedule import make_schedule
+from wmq_jax.training.settings import DecoderSettings, PredictorSettings
+
 
 @dataclasses.dataclass(frozen=True)
 class LearningRates:
@@ -52,6 +55,22 @@ def official_optimizer(rates: LearningRates = LearningRates()) -> optax.Gradient
         },
         _labels,
     )
+
+
+def predictor_optimizer(settings: PredictorSettings, steps: int) -> optax.GradientTransformation:
+    """What the predictor's stage trains predictor and embeddings with, over `steps` steps."""
+    schedule = lambda peak: make_schedule(settings.schedule, peak, settings.warmup, steps)
+    rate = schedule(settings.learning_rate)
+    if settings.optimizer == "muon":
+        return muon(rate, settings.weight_decay)
+    embeddings = schedule(settings.embeddings_learning_rate or settings.learning_rate)
+    return official_optimizer(LearningRates(rate, embeddings, weight_decay=settings.weight_decay))
+
+
+def decoder_optimizer(settings: DecoderSettings) -> optax.GradientTransformation:
+    """What the decoder's stage trains the decoder with."""
+    rate = make_schedule(settings.schedule, settings.learning_rate, settings.warmup, settings.steps)
+    return official_optimizer(LearningRates(decoder=rate))
 
 
 def muon(rate: optax.Schedule, weight_decay: float) -> optax.GradientTransformation:

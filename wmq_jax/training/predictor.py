@@ -11,8 +11,7 @@ from wmq_jax.models import Latent, WorldModel
 from wmq_jax.training.frames import Frames, encode_states
 from wmq_jax.training.loop import Stage, TrainState
 from wmq_jax.training.losses import PredictionLosses, predict_successors, prediction_losses
-from wmq_jax.training.optimizer import LearningRates, muon, official_optimizer
-from wmq_jax.training.schedule import warmup_cosine
+from wmq_jax.training.optimizer import predictor_optimizer
 from wmq_jax.training.settings import PredictorSettings
 
 TRAINED = ("predictor", "proprio_encoder", "action_encoder")
@@ -34,6 +33,25 @@ def clip_tokens(model: WorldModel, params: Any, visual: jax.Array, proprio: jax.
 def copy_losses(model: WorldModel, z: jax.Array) -> PredictionLosses:
     """Losses of the baseline that predicts no change: each frame of the tokens (B, T, P', C) as the next."""
     return prediction_losses(model, z[:, :-1], z)
+
+
+def clip_losses(
+    model: WorldModel,
+    params: Any,
+    clips: tuple[jax.Array, jax.Array, jax.Array],
+    dropout_key: jax.Array | None = None,
+) -> tuple[PredictionLosses, PredictionLosses]:
+    """What the stage minimises (its `z`), and the losses of predicting no change.
+
+    Targets get no gradient; inputs do, so that the embeddings learn through the predictor.
+
+    Args:
+      model, params: the world model.
+      clips: visual latents, proprio and actions as `clip_tokens` takes them.
+      dropout_key: turns the predictor's dropout on.
+    """
+    z = clip_tokens(model, params, *clips)
+    return prediction_losses(model, predict_successors(model, params, z, dropout_key), z), copy_losses(model, z)
 
 
 def predictor_stage(
@@ -61,20 +79,14 @@ def predictor_stage(
     length = model.config.num_hist + 1
     starts = frames.states.shape[1] - length + 1
     steps = settings.steps_of_pass(starts)
-    rate = warmup_cosine(settings.learning_rate, settings.warmup, settings.steps(starts))
-    if settings.optimizer == "muon":
-        optimizer = muon(rate, settings.weight_decay)
-    else:
-        optimizer = official_optimizer(LearningRates(rate, rate, weight_decay=settings.weight_decay))
+    optimizer = predictor_optimizer(settings, settings.steps(starts))
 
     def init() -> TrainState:
         trained = {name: params[name] for name in TRAINED}
         return TrainState(trained, optimizer.init(trained))
 
     def losses(trained, batch, dropout_key):
-        z = clip_tokens(model, {**params, **trained}, *batch)
-        predicted = predict_successors(model, {**params, **trained}, z, dropout_key)
-        found, copied = prediction_losses(model, predicted, z), copy_losses(model, z)
+        found, copied = clip_losses(model, {**params, **trained}, batch, dropout_key)
         return found.z, {"latent": found.z, "visual": found.visual, "proprio": found.proprio, "copy": copied.z}
 
     def step(state, inputs):

@@ -12,6 +12,7 @@ from wmq_jax.models import WorldModelConfig
 from wmq_jax.planning import CEMConfig, MPCConfig
 from wmq_jax.planning.limits import check_range
 from wmq_jax.training.generate import WalkConfig
+from wmq_jax.training.schedule import SCHEDULES
 
 PREDICTOR_OPTIMIZERS = ("adamw", "muon")
 # No stage needs more of anything; what is larger is a slip of the finger that would fill the memory.
@@ -65,9 +66,12 @@ class PredictorSettings:
       passes: passes over a round's clips, in a new random order each.
       batch: clips per step.
       optimizer: "adamw", which is official, or "muon".
-      learning_rate: peak of the warm-up and cosine decay, of predictor and embeddings alike; officially 5e-4.
+      learning_rate: the largest of the schedule; officially 5e-4.
+      embeddings_learning_rate: of the proprio and action embeddings, which officially have one of their own (5e-4
+        too); 0: `learning_rate`. AdamW's alone.
       weight_decay: decoupled.
       warmup: steps of the warm-up.
+      schedule: after the warm-up; "cosine", or "constant", which is official.
     """
 
     rounds: int
@@ -76,8 +80,10 @@ class PredictorSettings:
     batch: int
     optimizer: str = "adamw"
     learning_rate: float = 5e-4
+    embeddings_learning_rate: float = 0.0
     weight_decay: float = 0.01
     warmup: int = 0
+    schedule: str = "cosine"
 
     def steps_of_pass(self, starts: int) -> int:
         """Optimizer steps of a pass over a shard whose trajectories have clips at ``starts`` places."""
@@ -90,13 +96,17 @@ class PredictorSettings:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderSettings:
-    """Training of the decoder on frozen latents with Adam; fields as in `EncoderSettings`, the official rate 3e-4."""
+    """Training of the decoder on frozen latents with Adam, officially at 3e-4.
+
+    Fields as in `EncoderSettings` and, of the schedule, `PredictorSettings`.
+    """
 
     steps: int
     chunk: int
     batch: int
     learning_rate: float = 3e-4
     warmup: int = 0
+    schedule: str = "cosine"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,6 +217,12 @@ def _check_numbers(settings: TrainSettings) -> None:
     if settings.predictor.optimizer not in PREDICTOR_OPTIMIZERS:
         known = " or ".join(PREDICTOR_OPTIMIZERS)
         raise ValueError(f"predictor.optimizer must be {known}, not {settings.predictor.optimizer!r}")
+    if settings.predictor.optimizer != "adamw" and settings.predictor.embeddings_learning_rate:
+        raise ValueError("predictor.embeddings_learning_rate is of adamw: muon has one rate, predictor.learning_rate")
+    for group in ("predictor", "decoder"):
+        schedule = getattr(settings, group).schedule
+        if schedule not in SCHEDULES:
+            raise ValueError(f"{group}.schedule must be {' or '.join(SCHEDULES)}, not {schedule!r}")
 
 
 def _check_fit(settings: TrainSettings) -> None:
