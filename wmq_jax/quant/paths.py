@@ -51,13 +51,20 @@ def subtree(tree: PyTree, name: str) -> PyTree:
     return tree
 
 
+def is_known(array: Any) -> bool:
+    """Whether the host can look at the values of ``array``: not while a function of it is traced."""
+    return not isinstance(array, jax.core.Tracer)
+
+
 def check_finite(kind: str, named: dict[str, Any]) -> None:
-    """Checks on the host that no array holds NaN or infinity.
+    """Checks on the host that no array holds NaN or infinity; a tracer passes unchecked, since its values are unknown.
 
     Raises:
       ValueError: naming the first array that does, as ``kind`` and its name.
     """
     for name, array in named.items():
+        if not is_known(array):
+            continue
         finite = np.isfinite(np.asarray(array, np.float32))
         if not finite.all():
             raise ValueError(f"{kind} '{name}' has {(~finite).sum()} NaN or infinite values of {finite.size}")
