@@ -217,10 +217,11 @@ def assert_same(name, got, expected):
         assert distance(got, expected, inputs(3)) < 0.02
 
 
-# The searched range of activations tries 90 factors one after the other, which eagerly takes as long as all others.
-@every([name for name in METHODS if name != "static, searched range"])
+# Eagerly, searches take as long as all others: that of activations is left out, and so is AWQ's second; OMSE's at one
+# width must do.
+@every([name for name in METHODS if name not in ("static, searched range", "awq as released")])
 def test_jit_equals_eager(name, setting):
-    for bits in (8, 4, 3) if METHODS[name].exact else (8,):
+    for bits in (8, 4, 3) if METHODS[name].exact and not name.startswith("omse") else (8,):
         with jax.disable_jit():
             eager = METHODS[name](bits, *setting)
         assert_same(name, compiled(name)(bits, *setting), eager)

@@ -107,7 +107,8 @@ def exact_divide(x: jax.Array, y: jax.Array) -> jax.Array:
 def step_between(low: jax.Array, high: jax.Array, steps: jax.Array) -> jax.Array:
     """``(high - low) / steps``, finite also where ``high - low`` is beyond float32.
 
-    The same bits as the equation where that is finite: a power of two changes none.
+    The same bits as the equation where that is finite: a power of two changes none. What codes at the ends of such a
+    grid stand for may still overflow, by half a step; transforms refuse such values (``paths.check_finite``).
     """
     # A value, not two branches: XLA factors constants out of a difference, and would overflow again.
     half = jnp.where(jnp.isinf(high - low), 0.5, 1.0)

@@ -10,6 +10,9 @@ import numpy as np
 
 PyTree = Any
 
+# A grid of few bits reaches half a step beyond its range, and the range of both signs is twice as wide.
+LARGEST = 2.0**126
+
 
 def path_name(path) -> str:
     """'encoder/blocks_0/attn/qkv/kernel' for a key path of ``jax.tree_util``.
@@ -57,7 +60,9 @@ def is_known(array: Any) -> bool:
 
 
 def check_finite(kind: str, named: dict[str, Any]) -> None:
-    """Checks on the host that no array holds NaN or infinity; a tracer passes unchecked, since its values are unknown.
+    """Checks on the host that no array holds NaN, infinity or what grids cannot reach.
+
+    A tracer passes unchecked, since its values are unknown.
 
     Raises:
       ValueError: naming the first array that does, as ``kind`` and its name.
@@ -65,9 +70,12 @@ def check_finite(kind: str, named: dict[str, Any]) -> None:
     for name, array in named.items():
         if not is_known(array):
             continue
-        finite = np.isfinite(np.asarray(array, np.float32))
+        values = np.asarray(array, np.float32)
+        finite = np.isfinite(values)
         if not finite.all():
             raise ValueError(f"{kind} '{name}' has {(~finite).sum()} NaN or infinite values of {finite.size}")
+        if (np.abs(values) > LARGEST).any():
+            raise ValueError(f"{kind} '{name}' has values beyond {LARGEST:.1e}, near which float32 grids overflow")
 
 
 def _copy_dicts(tree: PyTree) -> PyTree:
