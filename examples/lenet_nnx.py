@@ -41,7 +41,7 @@ def run(seed: int = 0) -> dict[str, float]:
     apply = jax.jit(quant.quantized_apply(model_apply))  # compiled once: bits are data
 
     def logits(bits):
-        transform = quant.chain(quant.rtn(bits), quant.static_activations(bits))
+        transform = quant.chain(quant.rtn(bits, output_axes=(-1,)), quant.static_activations(bits))
         return apply(quant.quantize(transform, params, statistics), digits.test_images)
 
     return {name: data.accuracy(logits(bits), digits) for name, bits in data.WIDTHS.items()}

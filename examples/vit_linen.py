@@ -61,14 +61,15 @@ def run(seed: int = 0) -> dict[str, float]:
     observe = linen.observe(model, None, ranges, topology.first_blocks(), samples)
     statistics = quant.calibrate(observe, {"params": params}, [(digits.images[:128],)])
     apply = jax.jit(linen.quantized_apply(model))  # compiled once: bits are data
-    rules = [(".*/(query|key|value)/kernel", {"output_axes": (-2, -1)}), ".*/kernel"]
+    last = {"output_axes": (-1,)}
+    rules = [(".*/(query|key|value)/kernel", {"output_axes": (-2, -1)}), (".*/kernel", last)]
 
     def accuracy(weights, bits):
         transform = quant.chain(weights, quant.static_activations(bits, range="omse"))
         return data.accuracy(apply(quant.quantize(transform, params, statistics, topology), digits.test_images), digits)
 
     def awq(bits):  # of the blocks; what is outside them is rounded
-        return quant.chain(quant.awq(bits), quant.rtn(bits, rules=["(patches|head)/kernel"]))
+        return quant.chain(quant.awq(bits), quant.rtn(bits, rules=[("(patches|head)/kernel", last)]))
 
     plain = {name: accuracy(quant.rtn(bits, rules=rules), bits) for name, bits in data.WIDTHS.items()}
     return plain | {f"awq {name}": accuracy(awq(bits), bits) for name, bits in data.WIDTHS.items() if bits}

@@ -13,11 +13,11 @@ from wmq_jax.quant import (
     RELEASED_SCALE_LIMITS,
     ClippingSearch,
     WeightSpec,
-    absmax_grid,
     fake_quant_weight,
     from_groups,
     lwc_grid,
     omse_grid,
+    released_absmax_grid,
     released_omse_grid,
     released_range_grid,
     round_to_grids,
@@ -27,8 +27,8 @@ from wmq_jax.quant import (
 
 # Recorded name -> grid. A moving average of a single update is that update; a search over one factor does not clip.
 GRIDS = {
-    "minmax": absmax_grid,
-    "ema": absmax_grid,
+    "minmax": released_absmax_grid,
+    "ema": released_absmax_grid,
     "omse": released_omse_grid,
     "awq_asym": released_range_grid,
     "awq_sym": ClippingSearch(points=1, lowest=1.0, scale_limits=RELEASED_SCALE_LIMITS),

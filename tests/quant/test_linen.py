@@ -246,3 +246,106 @@ def test_straight_through_gradients_reach_inputs_and_scales(network, images):
     to_scale, to_x = gradient(scale, images, quant.straight_through_round)
     assert jnp.isfinite(to_scale) and to_scale != 0 and jnp.abs(to_x).max() > 0
     assert jnp.abs(gradient(scale, images, jnp.round)[1]).max() == 0
+
+
+class HiddenStack(nn.Module):
+    """A stem, layers in a scan that carries parameters alone, and a head; ``head`` is a method too."""
+
+    depth: int = 3
+
+    def setup(self):
+        self.stem, self.last, self.norm = nn.Dense(6), nn.Dense(2), nn.LayerNorm()
+        layers = nn.scan(Layer, variable_axes={"params": 0}, split_rngs={"params": True}, length=self.depth)
+        self.layers = layers()
+
+    def __call__(self, x):
+        return self.head(self.layers(self.stem(x), None)[0])
+
+    def head(self, x):
+        return self.last(self.norm(x))
+
+
+@pytest.fixture(scope="module")
+def scanned():
+    x = jax.random.normal(jax.random.key(2), (5, 4))
+    params = initialized(HiddenStack(), x)
+    observe = linen.observe(HiddenStack(), None, quant.channel_ranges(4))
+    return x, params, quant.calibrate(observe, {"params": params}, [(x,), (2 * x,)])
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_layers_that_a_scan_hides_are_quantized_too(static, scanned):
+    x, params, statistics = scanned
+    seen = quant.site_statistics(statistics)
+    assert set(seen) == {"stem", "layers/dense", "last"}
+    assert seen["layers/dense"].count.tolist() == [2, 2, 2]
+    transform = quant.static_activations(3) if static else quant.dynamic_activations(3)
+    variables = quant.quantize(transform, params, statistics)
+
+    def dense(site, x, layer=None):
+        weights, quantizer = params, variables["quant"]
+        for key in site.split("/"):
+            weights, quantizer = weights[key], quantizer[key]
+        weights, quantizer = weights, quantizer["input"]
+        if layer is not None:
+            weights = jax.tree.map(lambda leaf: leaf[layer], weights)
+            quantizer = jax.tree.map(lambda leaf: leaf[layer] if leaf.ndim else leaf, quantizer)
+        return quant.fake_quant(x, quantizer) @ weights["kernel"] + weights["bias"]
+
+    hidden = dense("stem", x)
+    for layer in range(3):
+        hidden = jnp.tanh(dense("layers/dense", hidden, layer))
+    expected = dense("last", nn.LayerNorm().apply({"params": params["norm"]}, hidden))
+    apply = linen.quantized_apply(HiddenStack())
+    np.testing.assert_allclose(jax.jit(apply)(variables, x), expected, atol=1e-5)
+    np.testing.assert_allclose(apply(variables, x), expected, atol=1e-5)
+
+
+def test_a_recurrent_network_has_statistics_of_every_step():
+    model, x = nn.RNN(nn.LSTMCell(3)), jax.random.normal(jax.random.key(2), (2, 4, 5))
+    params = initialized(model, x)
+    statistics = quant.calibrate(linen.observe(model), {"params": params}, [(x,)])
+    seen = quant.site_statistics(statistics)
+    np.testing.assert_array_equal(seen["cell/ii"].maximum, x.max((0, 2)))
+    variables = quant.quantize(quant.static_activations(3), params, statistics)
+    plain = model.apply({"params": params}, x)
+    assert jnp.abs(linen.quantized_apply(model)(variables, x) - plain).max() > 1e-2
+
+
+def test_a_quantizer_that_nothing_uses_is_refused(scanned, network, images):
+    x, params, statistics = scanned
+    apply = linen.quantized_apply(HiddenStack())
+    one = quant.quantize(quant.static_activations(8), params, statistics)["quant"]["stem"]
+    for site in ("stern", "norm"):
+        with pytest.raises(ValueError, match=f"nothing uses the quantizer of site '{site}', which is no Dense"):
+            apply({"params": params, "quant": {site: one}}, x)
+    model, params, _ = network
+    of_variables = quant.quantize(quant.dynamic_activations(8), {"params": params})["quant"]
+    with pytest.raises(ValueError, match="'params/conv', .* this call has conv, dense, last"):
+        jax.jit(linen.quantized_apply(model))({"params": params, "quant": of_variables}, images)
+
+
+def test_a_method_may_need_a_part_of_the_model(scanned):
+    _, params, statistics = scanned
+    x, apply = jnp.linspace(-1, 1, 12).reshape(2, 6), linen.quantized_apply(HiddenStack())
+    variables = quant.quantize(quant.static_activations(2), params, statistics)
+    got = jax.jit(lambda variables, x: apply(variables, x, method="head"))(variables, x)
+    assert jnp.abs(got - HiddenStack().apply({"params": params}, x, method="head")).max() > 1e-2
+    with pytest.raises(ValueError, match="site 'stern'"):
+        apply(
+            {"params": params, "quant": {**variables["quant"], "stern": variables["quant"]["stem"]}}, x, method="head"
+        )
+
+
+def test_mistakes_in_calibration_are_said_in_one_sentence(network, images):
+    model, params, _ = network
+    for function in (linen.observe(model), quant.observe(lambda params, x: quant.tap(x, "site"))):
+        for batch, kind in ((images, "ArrayImpl"), ({"x": images}, "dict")):
+            sentence = rf"a batch is a tuple of the model's arguments, \(x,\) for a single one, not a {kind}$"
+            with pytest.raises(TypeError, match=sentence):
+                quant.calibrate(function, {"params": params}, [batch])
+        sentence = "variables are {'params': parameters}, but these have no 'params': keys conv, dense, last(\n|$)"
+        with pytest.raises(ValueError, match=sentence):
+            quant.calibrate(function, params, [(images,)])
+    with pytest.raises(TypeError, match="merge_statistics takes the statistics of one or more streams, got none$"):
+        quant.merge_statistics()

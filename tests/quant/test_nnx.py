@@ -76,7 +76,7 @@ def test_the_model_itself_stays_as_it_is(setting, x):
 
 def test_quantized_parameters_go_back_into_a_model(setting, x):
     model, apply, params, _ = setting
-    quantized = quant.quantize(quant.rtn(3), params)["params"]
+    quantized = quant.quantize(quant.rtn(3, output_axes=(-1,)), params)["params"]
     copy = adapter.with_params(model, quantized)
     assert type(copy) is EveryKind and type(copy.conv) is nnx.Conv
     np.testing.assert_allclose(copy(x), jax.jit(apply)(quantized, x), atol=1e-6)
@@ -86,7 +86,7 @@ def test_quantized_parameters_go_back_into_a_model(setting, x):
 def test_transforms_take_state_trees_by_the_same_rules(setting):
     model, _, params, _ = setting
     state = nnx.state(model, nnx.Param)
-    rules = ["linear/.*/kernel", "attention/.*/kernel"]
+    rules = ["linear/.*/kernel", ("attention/.*/kernel", {"output_axes": (-1,)})]
     result = quant.quantize(quant.rtn(3, rules=rules), state)["params"]
     assert jax.tree.structure(result) == jax.tree.structure(state)
     expected = paths.named_leaves(quant.quantize(quant.rtn(3, rules=rules), params)["params"])

@@ -123,3 +123,43 @@ def test_bad_statistics_are_named():
         quant.quantize(quant.static_activations(8, rules=["embed"]), params(), statistics(0.0, 0.0, count=0))
     with pytest.raises(ValueError, match="bits must be"):
         quant.static_activations(17)
+
+
+def test_quantize_may_be_compiled_and_differentiated():
+    before, seen = params(), statistics()
+    transform = quant.chain(quant.rtn(4, 4), quant.static_activations(8))
+    got = jax.jit(lambda params, seen: quant.quantize(transform, params, seen))(before, seen)
+    jax.tree.map(np.testing.assert_array_equal, got, quant.quantize(transform, before, seen))
+    with pytest.raises(ValueError, match="the flat layout needs"):  # of shapes, which are known
+        jax.jit(lambda params: quant.quantize(quant.rtn(4, 7, layout="flat"), params))(before)
+
+    def straight_through(params):
+        rounded = quant.quantize(transform, params, seen)["params"]
+        return jax.tree.map(lambda exact, new: exact + jax.lax.stop_gradient(new - exact), params, rounded)
+
+    def loss(params):
+        return sum((leaf**2).sum() for leaf in jax.tree.leaves(straight_through(params)))
+
+    expected = jax.tree.map(lambda leaf: 2 * leaf, got["params"])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), jax.jit(jax.grad(loss))(before), expected)
+
+
+@pytest.mark.parametrize("method", [quant.rtn, quant.omse])
+@pytest.mark.parametrize("shape", [(2, 5, 3), (3, 3, 4, 6)])
+def test_kernels_of_more_axes_say_which_are_outputs(method, shape):
+    """No shape tells a convolution from scanned layers or heads."""
+    kernel = {"layers": {"kernel": jnp.ones(shape)}}
+    sentence = (
+        rf"^weight 'layers/kernel': a kernel of {len(shape)} axes needs output_axes, those with scales of their own: "
+        r"\(-1,\) for a convolution, \(-2, -1\) for heads and their features, \(0, -1\) for scanned layers$"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        quant.quantize(method(4), kernel)
+    quant.quantize(method(4, output_axes=(0, -1)), kernel)
+
+
+@pytest.mark.parametrize("name, method", [("awq", quant.awq), ("omniquant", quant.omniquant)])
+def test_a_topology_without_blocks_is_refused(name, method):
+    for transform, called in ((method(4), name), (quant.smoothquant(), "smoothquant")):
+        with pytest.raises(ValueError, match=f"^{called} treats the blocks of a topology, but this one has none$"):
+            quant.quantize(transform, params(), {}, quant.Topology(()))

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 
 from wmq_jax import quant
 from wmq_jax.quant import WeightSpec
+from wmq_jax.quant.per_kernel import per_kernel
 
 
 def kernels():
@@ -30,7 +31,7 @@ def test_rounding_errs_by_at_most_half_a_step_of_the_group(kernel, bits, group_s
     size = group_size or kernel.shape[0]
     for start in range(0, kernel.shape[0], size):
         group = slice(start, start + size)
-        scale = np.maximum(np.abs(kernel[group]).max(0) / ((2**bits - 1) / 2), np.finfo(np.float32).eps)
+        scale = np.maximum(np.abs(kernel[group]).max(0) / ((2**bits - 1) / 2), 2.0**-60)
         error = np.abs(quantized[group] - kernel[group])
         assert (error <= scale * 0.5 * (1 + 1e-5) + np.abs(kernel[group]) * 1e-6).all()
 
@@ -68,7 +69,7 @@ def test_learned_clipping_covers_the_learned_share_of_the_range():
 @pytest.mark.parametrize("group_size", [None, 1, 4, 9])
 def test_groups_go_back_to_the_kernel(shape, group_size):
     kernel = np.random.default_rng(0).normal(size=shape)
-    spec = WeightSpec(4, group_size)
+    spec = WeightSpec(4, group_size, output_axes=(-1,))
     groups = quant.to_groups(jnp.asarray(kernel), spec)
     assert groups.shape == quant.group_shape(shape, spec)
     np.testing.assert_array_equal(quant.from_groups(groups, shape, spec), kernel.astype(np.float32))
@@ -138,3 +139,39 @@ def test_straight_through_gradients_reach_the_weights():
     largest = jnp.abs(kernel) == jnp.abs(kernel).max(0)
     np.testing.assert_allclose(gradient[~largest], 1, atol=1e-5)
     assert (jnp.abs(gradient_of(kernel, jnp.round))[~largest] == 0).all()
+
+
+@pytest.mark.parametrize("grid_fn", [quant.absmax_grid, quant.omse_grid, quant.range_grid])
+@pytest.mark.parametrize("size", [1e-9, 1e-12])
+def test_small_weights_are_not_zeroed(grid_fn, size):
+    kernel = np.random.default_rng(0).uniform(-size, size, (16, 4)).astype(np.float32)
+    error = np.abs(quant.fake_quant_weight(kernel, WeightSpec(8), grid_fn) - kernel)
+    assert error.max() < size / 100
+    released = quant.fake_quant_weight(kernel, WeightSpec(8), quant.released_absmax_grid)
+    assert not released.any(), "the released floor is float32's epsilon"
+
+
+@pytest.mark.parametrize("bits", [8, 15])
+def test_ranges_beyond_float32_are_rounded_as_others(bits):
+    kernel = jnp.array([[3e38], [-3e38], [1e38], [0.0]], jnp.float32)
+    step = 6e38 / (2**bits - 1)
+    got = quant.fake_quant_weight(kernel, WeightSpec(bits), quant.range_grid)
+    assert (np.abs(np.asarray(got, np.float64) - kernel) <= 0.51 * step).all()
+    for make in (lambda: quant.static_quantizer(-3e38, 3e38, bits), lambda: quant.per_token_quantizer(bits)):
+        got = quant.fake_quant(kernel.T, make())
+        assert (np.abs(np.asarray(got, np.float64) - kernel.T) <= 0.51 * step).all()
+
+
+def test_transforms_refuse_what_overflows_by_its_name():
+    seen = quant.Range(jnp.int32(1), jnp.float32(-3e38), jnp.float32(3e38))
+    params = {"a": {"kernel": jnp.array([[3e38], [-3e38]])}}
+    sentence = r" has values beyond 8.5e\+37, near which float32 grids overflow$"
+    with pytest.raises(ValueError, match="^weight 'a/kernel'" + sentence):
+        quant.quantize(quant.rtn(2), params)
+    with pytest.raises(ValueError, match="^calibration statistic 'a/minimum'" + sentence):
+        quant.quantize(quant.static_activations(2), params, {"a": {"input": seen}})
+    params = {"a": {"kernel": jnp.array([[8e37], [-8e37]])}}
+    for bits in (2, 3, 8):
+        assert jnp.isfinite(
+            quant.quantize(per_kernel(WeightSpec(bits), quant.range_grid), params)["params"]["a"]["kernel"]
+        ).all()

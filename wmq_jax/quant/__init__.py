@@ -61,6 +61,7 @@ from wmq_jax.quant.topology import LINEAR, NORM, Block, Pair, Part, Topology
 from wmq_jax.quant.transform import State, Transform, chain, quantize, quantize_state
 from wmq_jax.quant.weights import (
     RELEASED_SCALE_LIMITS,
+    AbsmaxGrid,
     QuantizedKernel,
     RangeGrid,
     WeightSpec,
@@ -71,6 +72,7 @@ from wmq_jax.quant.weights import (
     group_shape,
     quantize_kernel,
     range_grid,
+    released_absmax_grid,
     released_range_grid,
     round_to_grids,
     to_groups,
@@ -78,6 +80,7 @@ from wmq_jax.quant.weights import (
 
 __all__ = [
     "AWQSpec",
+    "AbsmaxGrid",
     "ActivationSpec",
     "AverageRange",
     "Block",
@@ -153,6 +156,7 @@ __all__ = [
     "quantize_state",
     "quantized_apply",
     "range_grid",
+    "released_absmax_grid",
     "released_omse_grid",
     "released_range_grid",
     "rescale",

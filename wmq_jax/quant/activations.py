@@ -67,7 +67,8 @@ def static_activations(
         del topology
         calibration.check_statistics({site: statistic for site, (_, statistic) in chosen(state).items()})
         for site, (spec, statistic) in chosen(state).items():
-            if spec.range == "omse" and not getattr(statistic, "priority", np.zeros(0)).any():
+            priority = getattr(statistic, "priority", np.zeros(0))
+            if spec.range == "omse" and paths.is_known(priority) and not priority.any():
                 raise ValueError(
                     f"the statistic of site '{site}' has no tokens; observe with channel_ranges(tokens=...)"
                 )

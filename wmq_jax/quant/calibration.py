@@ -37,15 +37,20 @@ def calibrate(
         ``statistics`` (None: nothing seen yet) with one batch; ``linen.observe`` makes one of a
         Flax model. It is compiled once for each shape of a batch.
       variables: the model's variables, not quantized.
-      batches: tuples of arguments.
+      batches: tuples or lists of arguments.
       statistics: continue from these.
 
     Raises:
+      TypeError: a batch is neither a tuple nor a list.
       ValueError: there is no batch.
     """
     update = jax.jit(observe)
     empty = True
     for batch in batches:
+        if not isinstance(batch, (tuple, list)):
+            raise TypeError(
+                f"a batch is a tuple of the model's arguments, (x,) for a single one, not a {type(batch).__name__}"
+            )
         if statistics is None:
             shapes = jax.eval_shape(observe, variables, None, *batch)
             statistics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
@@ -57,9 +62,27 @@ def calibrate(
 
 
 def merge_statistics(*parts: PyTree) -> PyTree:
-    """Statistics of several streams (other batches, other hosts) as one."""
+    """Statistics of several streams (other batches, other hosts) as one.
+
+    Raises:
+      TypeError: there are none.
+    """
+    if not parts:
+        raise TypeError("merge_statistics takes the statistics of one or more streams, got none")
     merge = functools.partial(jax.tree.map, lambda a, b: a.merge(b), is_leaf=is_statistic)
     return functools.reduce(merge, parts)
+
+
+def params_of(variables: PyTree) -> PyTree:
+    """``variables['params']``.
+
+    Raises:
+      ValueError: there are none; the usual mistake is to pass the parameters themselves.
+    """
+    if not isinstance(variables, Mapping) or "params" not in variables:
+        found = f"keys {', '.join(map(str, variables))}" if isinstance(variables, Mapping) else type(variables).__name__
+        raise ValueError(f"variables are {{'params': parameters}}, but these have no 'params': {found}")
+    return variables["params"]
 
 
 def site_statistics(statistics: PyTree) -> dict[str, Any]:
@@ -104,13 +127,13 @@ def statistics_from_arrays(arrays: Mapping[str, np.ndarray]) -> PyTree:
 
 
 def check_statistics(named: dict[str, Any]) -> None:
-    """Checks on the host that every site was seen and saw finite values only.
+    """Checks on the host that every site was seen and saw finite values only; tracers pass, see ``check_finite``.
 
     Raises:
       ValueError: naming the first site at fault.
     """
     for site, statistic in named.items():
-        if not np.asarray(statistic.count).all():
+        if paths.is_known(statistic.count) and not np.asarray(statistic.count).all():
             raise ValueError(f"site '{site}' was never called during calibration")
         arrays = {f"{site}/{field}": value for field, value in statistic._asdict().items()}
         paths.check_finite("calibration statistic", arrays)

@@ -86,10 +86,13 @@ def check_topology(state: State, topology: Topology | None, method: str) -> None
     """Checks that there is a topology, and that the parameters have what it names as matrices.
 
     Raises:
-      ValueError: there is none, a name is not there, or a kernel of several axes does not say which are inputs.
+      ValueError: there is none, it has no blocks, a name is not there, or a kernel of several axes does not say which
+        are inputs.
     """
     if topology is None:
         raise ValueError(f"{method} needs a topology: quantize(transform, params, statistics, topology)")
+    if not topology.blocks():
+        raise ValueError(f"{method} treats the blocks of a topology, but this one has none")
     names = paths.named_leaves(state.params)
     for path, block in topology.blocks():
         wanted = [f"{path}/{site}/kernel" for site in block.sites]

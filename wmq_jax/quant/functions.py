@@ -32,7 +32,7 @@ def quantized_apply(function: Callable[..., PyTree], rounding: Rounding = jnp.ro
 
     Raises (``apply``):
       ValueError: a quantizer's site is no tap of the function, or has other quantizers than iterations of its scan; it
-        is named.
+        is named. Or ``variables`` have no 'params'.
     """
 
     def quantize(name: str, quantizer: Quantizer | None, x):
@@ -49,7 +49,7 @@ def quantized_apply(function: Callable[..., PyTree], rounding: Rounding = jnp.ro
     def apply(variables, *args, **kwargs):
         named = paths.named_leaves(variables.get("quant", {}), is_leaf=lambda node: isinstance(node, Quantizer))
         quantizers = {name.rpartition("/")[0]: quantizer for name, quantizer in named.items()}
-        return run(quantizers, variables["params"], *args, **kwargs)[0]
+        return run(quantizers, calibration.params_of(variables), *args, **kwargs)[0]
 
     return apply
 
@@ -69,7 +69,7 @@ def observe(
       block_observer: how (default: ``sequences(32)``).
 
     Raises (when called):
-      ValueError: the function has no taps, or not those of ``blocks``.
+      ValueError: the function has no taps, or not those of ``blocks``; or the variables have no 'params'.
     """
     observer = minmax() if observer is None else observer
     block_observer = sequences(32) if block_observer is None else block_observer
@@ -84,7 +84,7 @@ def observe(
     def update(variables, statistics, *batch):
         seen = {} if statistics is None else statistics
         states = calibration.site_statistics(seen) | calibration.block_statistics(seen)
-        _, states = run(states, variables["params"], *batch)
+        _, states = run(states, calibration.params_of(variables), *batch)
         missing = sorted(blocks - set(states))
         if missing or not states:
             wanted = f"'{missing[0]}'" if missing else "at all"

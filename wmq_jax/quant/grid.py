@@ -18,8 +18,11 @@ MIN_BITS = 2
 MAX_BITS = 15
 NO_BITS = 16
 
-# The smallest scale: float32's machine epsilon, so that a constant zero does not divide by zero.
+# The smallest scale of the released code: float32's machine epsilon, so that a constant zero does not divide by zero.
 EPSILON = float(np.finfo(np.float32).eps)
+# The smallest scale otherwise: it lets values of any useful size through, and its square is still a normal number, so
+# that gradients of a group of zeros are finite.
+SMALLEST_SCALE = 2.0**-60
 
 Rounding = Callable[[jax.Array], jax.Array]
 
@@ -99,6 +102,17 @@ def exact_divide(x: jax.Array, y: jax.Array) -> jax.Array:
     """
     both = x + jax.lax.optimization_barrier(jnp.asarray(y))
     return x / jnp.where(jnp.isnan(both), both, y)
+
+
+def step_between(low: jax.Array, high: jax.Array, steps: jax.Array) -> jax.Array:
+    """``(high - low) / steps``, finite also where ``high - low`` is beyond float32.
+
+    The same bits as the equation where that is finite: a power of two changes none. What codes at the ends of such a
+    grid stand for may still overflow, by half a step; transforms refuse such values (``paths.check_finite``).
+    """
+    # A value, not two branches: XLA factors constants out of a difference, and would overflow again.
+    half = jnp.where(jnp.isinf(high - low), 0.5, 1.0)
+    return exact_divide(high * half - low * half, steps) / half
 
 
 def straight_through_round(x: jax.Array) -> jax.Array:

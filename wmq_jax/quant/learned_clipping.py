@@ -51,6 +51,6 @@ def lwc_grid(
         return grids.Grid(scale, jnp.broadcast_to(half, scale.shape), bottom, top)
     if not released:
         low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
-    scale = jnp.clip(grids.exact_divide(high - low, top), *scale_limits)
+    scale = jnp.clip(grids.step_between(low, high, top), *scale_limits)
     limit = _RELEASED_ZERO_POINT_LIMIT if released else top
     return grids.Grid(scale, jnp.round(jnp.clip(grids.exact_divide(-low, scale), -limit, limit)), bottom, top)

@@ -3,8 +3,10 @@
 The input of every Dense, DenseGeneral, Einsum and convolution is intercepted. Several last axes that a DenseGeneral
 contracts (the heads of an output projection) are one: its channels. The quantizer lives in the collection 'quant' at
 the module's own path, as variable 'input'; statistics live in 'stats', those of a block's input as variable 'block'.
-Collections, not names, keep layers apart, so a scanned stack works too: with
-``nn.scan(..., variable_axes={'params': 0, 'quant': 0})`` every layer has its own quantizer.
+Collections, not names, keep layers apart. A lifted transform that does not carry them (``nn.scan`` with
+``variable_axes={'params': 0}``, ``nn.RNN``) hides them from the modules inside; what is hidden becomes a tap of the
+same name (``quant.tap``), and each iteration of a scan has a statistic and a quantizer of its own, steps of time as
+well as layers. With ``variable_axes={'params': 0, 'quant': 0, 'stats': 0}`` the collections are used there too.
 
 The context must be entered *inside* the function that is jitted: a function compiled before
 ignores it, and one compiled within it keeps it.
@@ -20,58 +22,65 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
+from wmq_jax.quant import calibration, functions, paths
+from wmq_jax.quant.activations import kernel_sites
 from wmq_jax.quant.calibration import BLOCK, INPUT
 from wmq_jax.quant.grid import Rounding
 from wmq_jax.quant.observers import Observer, minmax, sequences
-from wmq_jax.quant.quantizer import fake_quant
-from wmq_jax.quant.taps import tap, with_channels
+from wmq_jax.quant.quantizer import Quantizer, fake_quant
+from wmq_jax.quant.statistics import is_statistic
+from wmq_jax.quant.taps import tap, thread, with_channels
 
 QUANT = "quant"
 STATS = "stats"
+# (name, input) -> what the module goes on with
+Hidden = Callable[[str, Any], Any]
+
 INTERCEPTED = (nn.Dense, nn.DenseGeneral, nn.Einsum, nn.Conv, nn.ConvLocal, nn.ConvTranspose)
 
 
 @contextlib.contextmanager
-def quantize_inputs(rounding: Rounding = jnp.round) -> Iterator[None]:
+def quantize_inputs(rounding: Rounding = jnp.round, hidden: Hidden | None = None) -> Iterator[None]:
     """Within it, every intercepted module with a quantizer gets its input fake-quantized.
+
+    It does not know which quantizers there are; ``quantized_apply`` refuses one that finds no site.
 
     Args:
       rounding: ``straight_through_round`` where gradients are wanted.
+      hidden: what is done with the input of a module that sees no quantizer (default: nothing).
     """
 
     def quantize(module: nn.Module, x):
-        if not module.has_variable(QUANT, INPUT):
-            return x
-        return fake_quant(x, module.get_variable(QUANT, INPUT), rounding)
+        if module.has_variable(QUANT, INPUT):
+            return fake_quant(x, module.get_variable(QUANT, INPUT), rounding)
+        return x if hidden is None else hidden(_name(module), x)
 
     with nn.intercept_methods(_on_input(quantize)):
         yield
 
 
 @contextlib.contextmanager
-def observe_inputs(observer: Observer) -> Iterator[None]:
+def observe_inputs(observer: Observer, hidden: Hidden | None = None) -> Iterator[None]:
     """Within it, 'stats' gathers the statistics of every intercepted input.
 
-    'stats' must be mutable in the ``apply`` that runs inside; an ``apply`` in which it is not
-    gathers nothing.
+    'stats' must be mutable in the ``apply`` that runs inside; where it is not, ``hidden`` gets the name of the
+    statistic and the input (default: nothing is gathered).
     """
-
-    def record(module: nn.Module, x):
-        _update(module, INPUT, observer, x)
-        return x
-
-    with nn.intercept_methods(_on_input(record)):
+    with nn.intercept_methods(_on_input(lambda module, x: _update(module, INPUT, observer, x, hidden))):
         yield
 
 
 @contextlib.contextmanager
-def observe_blocks(observer: Observer, blocks: Iterable[str]) -> Iterator[None]:
-    """Within it, 'stats' gathers the first argument of the calls of the modules at these paths ('encoder/blocks_0')."""
-    chosen = frozenset(tuple(block.split("/")) for block in blocks)
+def observe_blocks(observer: Observer, blocks: Iterable[str], hidden: Hidden | None = None) -> Iterator[None]:
+    """Within it, 'stats' gathers the first argument of the calls of the modules at these paths ('encoder/blocks_0').
+
+    ``hidden`` is as in ``observe_inputs``.
+    """
+    chosen = frozenset(blocks)
 
     def intercept(next_function, args, kwargs, context):
-        if context.module.path in chosen and context.method_name == "__call__":
-            _update(context.module, BLOCK, observer, args[0])
+        if _name(context.module) in chosen and context.method_name == "__call__":
+            args = (_update(context.module, BLOCK, observer, args[0], hidden), *args[1:])
         return next_function(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
@@ -79,11 +88,36 @@ def observe_blocks(observer: Observer, blocks: Iterable[str]) -> Iterator[None]:
 
 
 def quantized_apply(model: nn.Module, rounding: Rounding = jnp.round) -> Callable[..., Any]:
-    """``model.apply`` that honours the quantizers in ``variables['quant']``; see ``quantize_inputs``."""
+    """``model.apply`` that honours the quantizers in ``variables['quant']``.
+
+    A call may need a part of the model only (``method=``): quantizers of kernels that it does not come by wait.
+
+    Raises (the result, while it is traced):
+      ValueError: a quantizer is of no Dense, DenseGeneral, Einsum or convolution of the model; it is named.
+    """
 
     def apply(variables, *args, **kwargs):
-        with quantize_inputs(rounding):
-            return model.apply(variables, *args, **kwargs)
+        quantizers = _quantizers(variables)
+        entered, hidden = {}, set()
+
+        def run(variables, *args, **kwargs):
+            with quantize_inputs(rounding, beside), nn.intercept_methods(_entered(entered)):
+                return model.apply(variables, *args, **kwargs)
+
+        def beside(name, x):
+            if name not in quantizers:
+                return x
+            hidden.add(name)
+            return tap(x, name)
+
+        out = run(variables, *args, **kwargs)
+        _check_used(quantizers, entered, variables)
+        if not hidden:
+            return out
+        # Taps have no effect by themselves. Under jit, what the first run computed is dropped.
+        named = {f"{name}/{INPUT}".lstrip("/"): quantizers[name] for name in hidden}
+        apply_taps = functions.quantized_apply(run, rounding)
+        return apply_taps({"params": variables, QUANT: paths.nest(named)}, *args, **kwargs)
 
     return apply
 
@@ -103,18 +137,42 @@ def observe(
       observer: what to keep of sites (default: ``minmax()``).
       blocks: paths of the modules whose inputs are sampled whole.
       block_observer: how (default: ``sequences(32)``).
+
+    Raises (the result):
+      ValueError: the model calls nothing that can be observed, or the variables have no 'params'.
     """
     observer = minmax() if observer is None else observer
     block_observer = sequences(32) if block_observer is None else block_observer
+    blocks = tuple(blocks)
 
     def update(variables, statistics, *batch):
+        calibration.params_of(variables)
         if statistics is not None:
             variables = {**variables, STATS: statistics}
-        with observe_inputs(observer), observe_blocks(block_observer, blocks):
-            _, updated = model.apply(variables, *batch, method=method, mutable=[STATS])
-        if STATS not in updated:
+        hidden = set()
+
+        def run(variables, *batch):
+            with observe_inputs(observer, beside), observe_blocks(block_observer, blocks, beside):
+                return model.apply(variables, *batch, method=method, mutable=[STATS])[1].get(STATS, {})
+
+        def beside(name, x):
+            hidden.add(name)
+            return tap(x, name)
+
+        def record(name, seen, x):
+            chosen = block_observer if name.rpartition("/")[2] == BLOCK else observer
+            return x, chosen.update(chosen.empty(x) if seen is None else seen, x)
+
+        updated = run(variables, *batch)
+        if not updated and not hidden:
             raise ValueError("the model calls no Dense, DenseGeneral, Einsum, Conv or named block: nothing to observe")
-        return updated[STATS]
+        if not hidden:
+            return updated
+        # As in quantized_apply, what the first run computed is dropped.
+        named = paths.named_leaves({} if statistics is None else statistics, is_leaf=is_statistic)
+        states = {name: named[name] for name in hidden if name in named}
+        updated, states = thread(run, record)(states, variables, *batch)
+        return paths.nest(states, updated)
 
     return update
 
@@ -133,16 +191,60 @@ class ModuleApply:
 
     def __call__(self, params: Any, x: Any) -> Any:
         """The module's output; every intercepted module's input is a tap of its path."""
-        with nn.intercept_methods(_on_input(lambda module, x: tap(x, "/".join(module.path)))):
+        with nn.intercept_methods(_on_input(lambda module, x: tap(x, _name(module)))):
             out = self.module.apply({"params": params}, x)
         return out if self.output is None else out[self.output]
 
 
-def _update(module: nn.Module, name: str, observer: Observer, x: Any) -> None:
-    """Shows ``x`` to the statistic ``name`` of ``module``."""
-    if module.is_mutable_collection(STATS):
-        seen = module.get_variable(STATS, name) if module.has_variable(STATS, name) else observer.empty(x)
-        module.put_variable(STATS, name, observer.update(seen, x))
+def _name(module: nn.Module) -> str:
+    return "/".join(module.path)
+
+
+def _update(module: nn.Module, name: str, observer: Observer, x: Any, hidden: Hidden | None) -> Any:
+    """Shows ``x`` to the statistic ``name`` of ``module``, or to ``hidden`` where there can be none; ``x`` goes on."""
+    if not module.is_mutable_collection(STATS):
+        return x if hidden is None else hidden(f"{_name(module)}/{name}".lstrip("/"), x)
+    seen = module.get_variable(STATS, name) if module.has_variable(STATS, name) else observer.empty(x)
+    module.put_variable(STATS, name, observer.update(seen, x))
+    return x
+
+
+def _quantizers(variables: Any) -> dict[str, Quantizer]:
+    """Site -> its quantizer."""
+    named = paths.named_leaves(variables.get(QUANT, {}), is_leaf=lambda node: isinstance(node, Quantizer))
+    return {name.rpartition("/")[0]: quantizer for name, quantizer in named.items()}
+
+
+def _entered(modules: dict[str, bool]) -> Callable[..., Any]:
+    """An interceptor that notes the name of every module that runs: True if its input may be quantized."""
+
+    def intercept(next_function, args, kwargs, context):
+        if context.method_name != "setup" and context.module.scope is not None:
+            site = isinstance(context.module, INTERCEPTED) and context.method_name == "__call__"
+            name = _name(context.module)
+            modules[name] = modules.get(name, False) or site
+        return next_function(*args, **kwargs)
+
+    return intercept
+
+
+def _check_used(quantizers: Iterable[str], entered: dict[str, bool], variables: Any) -> None:
+    """Checks that each quantizer was used, or is of a kernel that the call did not come by.
+
+    Raises:
+      ValueError: naming the first that is neither.
+    """
+    unused = [name for name in quantizers if not entered.get(name, False)]
+    if not unused:
+        return
+    kernels = kernel_sites(variables.get("params", {}))
+    for name in unused:
+        if name in entered or name not in kernels:
+            sites = ", ".join(site for site, used in entered.items() if used) or "none"
+            raise ValueError(
+                f"nothing uses the quantizer of site '{name}', which is no Dense, DenseGeneral, Einsum or convolution "
+                f"of the model; this call has {sites}"
+            )
 
 
 def _on_input(function: Callable[[nn.Module, Any], Any]) -> Callable[..., Any]:

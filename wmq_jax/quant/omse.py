@@ -78,7 +78,7 @@ def omse(
     bits,
     group_size: int | None = None,
     layout: str = "padded",
-    output_axes: tuple[int, ...] = (-1,),
+    output_axes: tuple[int, ...] | None = None,
     rules: Sequence[Rule] = (KERNELS,),
     released_limits: bool = False,
 ) -> Transform:

@@ -10,6 +10,9 @@ import numpy as np
 
 PyTree = Any
 
+# A grid of few bits reaches half a step beyond its range, and the range of both signs is twice as wide.
+LARGEST = 2.0**126
+
 
 def path_name(path) -> str:
     """'encoder/blocks_0/attn/qkv/kernel' for a key path of ``jax.tree_util``.
@@ -51,16 +54,28 @@ def subtree(tree: PyTree, name: str) -> PyTree:
     return tree
 
 
+def is_known(array: Any) -> bool:
+    """Whether the host can look at the values of ``array``: not while a function of it is traced."""
+    return not isinstance(array, jax.core.Tracer)
+
+
 def check_finite(kind: str, named: dict[str, Any]) -> None:
-    """Checks on the host that no array holds NaN or infinity.
+    """Checks on the host that no array holds NaN, infinity or what grids cannot reach.
+
+    A tracer passes unchecked, since its values are unknown.
 
     Raises:
       ValueError: naming the first array that does, as ``kind`` and its name.
     """
     for name, array in named.items():
-        finite = np.isfinite(np.asarray(array, np.float32))
+        if not is_known(array):
+            continue
+        values = np.asarray(array, np.float32)
+        finite = np.isfinite(values)
         if not finite.all():
             raise ValueError(f"{kind} '{name}' has {(~finite).sum()} NaN or infinite values of {finite.size}")
+        if (np.abs(values) > LARGEST).any():
+            raise ValueError(f"{kind} '{name}' has values beyond {LARGEST:.1e}, near which float32 grids overflow")
 
 
 def _copy_dicts(tree: PyTree) -> PyTree:

@@ -22,9 +22,6 @@ PER_TOKEN = 2
 # Bounds that the released per-token quantizer puts on its scale and zero point.
 _RELEASED_SCALE_FLOOR = 1e-5
 _RELEASED_LIMIT = 1e4
-# The sound floor lets tokens of any useful size through, and its square is still a normal
-# number, so gradients of a token of zeros are finite.
-_SOUND_SCALE_FLOOR = 2.0**-60
 _HUGE = float(np.finfo(np.float32).max)
 
 
@@ -69,7 +66,7 @@ def static_quantizer(minimum, maximum, bits, *, include_zero: bool = True, zero_
     if include_zero:
         low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
     qmin, qmax = grids.unsigned_limits(bits)
-    scale = jnp.maximum(grids.exact_divide(high - low, qmax), grids.EPSILON)
+    scale = jnp.maximum(grids.step_between(low, high, qmax), grids.EPSILON)
     zero_point = jnp.clip(-jnp.round(grids.exact_divide(low, scale)), qmin, qmax)
     mode = jnp.where(grids.is_quantized(bits), STATIC, OFF)
     return _broadcast_fields(mode, scale, zero_point, qmin, qmax, zero_point_first, include_zero)
@@ -151,8 +148,8 @@ def _token_grid(x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding) ->
     low = jnp.where(sound, jnp.minimum(low, 0.0), low)
     high = jnp.where(sound, jnp.maximum(high, 0.0), high)
     steps = quantizer.qmax - quantizer.qmin
-    floor = jnp.where(sound, _SOUND_SCALE_FLOOR, _RELEASED_SCALE_FLOOR)
-    scale = jnp.clip(grids.exact_divide(high - low, steps), floor, jnp.where(sound, _HUGE, _RELEASED_LIMIT))
+    floor = jnp.where(sound, grids.SMALLEST_SCALE, _RELEASED_SCALE_FLOOR)
+    scale = jnp.clip(grids.step_between(low, high, steps), floor, jnp.where(sound, _HUGE, _RELEASED_LIMIT))
     limit = jnp.where(sound, steps, _RELEASED_LIMIT)
     zero_point = jnp.round(jnp.clip(grids.exact_divide(-low, scale), -limit, limit))
     return grids.Grid(scale, zero_point, quantizer.qmin, quantizer.qmax)

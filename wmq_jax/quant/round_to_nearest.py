@@ -14,12 +14,12 @@ def rtn(
     bits,
     group_size: int | None = None,
     layout: str = "padded",
-    output_axes: tuple[int, ...] = (-1,),
+    output_axes: tuple[int, ...] | None = None,
     rules: Sequence[Rule] = (KERNELS,),
 ) -> Transform:
     """Rounds weights to the nearest code of a symmetric grid per output channel or per group.
 
-    The scale is ``max|w| / ((2**bits - 1) / 2)``; see ``weights.absmax_grid``.
+    The scale is ``max|w| / ((2**bits - 1) / 2)``; see ``weights.AbsmaxGrid``.
 
     Args:
       bits: 2..15, or None, 16 or 32 for none; may be traced.

@@ -46,7 +46,8 @@ class Transform(NamedTuple):
 
     Attributes:
       check: ``(state, topology) -> None``; raises ValueError naming the site for input that
-        cannot be quantized: a rule without a match, NaN or infinity, missing statistics.
+        cannot be quantized: a rule without a match, NaN or infinity (of known values; tracers pass), missing
+        statistics.
       apply: ``(state, topology) -> state``, pure.
 
     ``topology`` is whatever description of the model's structure a method asks for (None for
@@ -131,7 +132,8 @@ def quantize(
     """Checks the input, then applies ``transform``: ``{'params': ..., 'quant': ...}``.
 
     The result has the structure of Linen variables: quantized parameters as ordinary floats, and
-    the activation quantizers that ``linen.quantize_inputs`` applies.
+    the activation quantizers that ``linen.quantized_apply`` and ``quantized_apply`` honour. Under ``jit`` and ``grad``
+    values are unknown: what ``check`` would say of them (NaN, infinity, a site that was never called) is not said.
 
     Raises:
       ValueError: as ``Transform.check``.

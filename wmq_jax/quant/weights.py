@@ -25,8 +25,8 @@ LAYOUTS = ("padded", "flat")
 # functions: a module's function or a frozen dataclass, so that equal ones share what is compiled.
 GridFn = Callable[[jax.Array, jax.Array], grids.Grid]
 
-# Bounds of a scale: only that a group of zeros must not divide by zero.
-SCALE_LIMITS = (grids.EPSILON, float("inf"))
+# Bounds of a scale: only that a group of zeros must not divide by zero, and that gradients stay finite.
+SCALE_LIMITS = (grids.SMALLEST_SCALE, float("inf"))
 # Bounds that most searches of the released code put on a scale.
 RELEASED_SCALE_LIMITS = (1e-5, 1e4)
 
@@ -35,21 +35,23 @@ RELEASED_SCALE_LIMITS = (1e-5, 1e4)
 class WeightSpec:
     """How a kernel is quantized.
 
+    Kernels of more than two axes need ``output_axes``: shapes do not tell a convolution from scanned layers or heads.
+
     Attributes:
       bits: 2..15 or none (None, 16, 32); may be a traced int32 scalar.
       group_size: values of the input axis that share a scale; None: the whole row.
       layout: 'padded': groups run inside a row, its last one filled up with zeros when
         ``group_size`` does not divide the row. 'flat': the released grouping, which cuts the
         flattened (output, input) matrix, so that groups straddle rows.
-      output_axes: axes of the kernel that are outputs; the others are flattened into the
-        input. (-2, -1) suits a DenseGeneral with two feature axes, (0, -1) a stack of scanned
-        layers.
+      output_axes: axes of the kernel that are outputs; the others are flattened into the input. (-1,) suits a
+        convolution, (-2, -1) a DenseGeneral with two feature axes, (0, -1) a stack of scanned layers. None: the last
+        axis of a matrix.
     """
 
     bits: int | jax.Array | None
     group_size: int | None = None
     layout: str = "padded"
-    output_axes: tuple[int, ...] = (-1,)
+    output_axes: tuple[int, ...] | None = None
 
     def __post_init__(self):
         grids.canonical_bits(self.bits)
@@ -99,8 +101,8 @@ def group_shape(shape: tuple[int, ...], spec: WeightSpec) -> tuple[int, int, int
     R is the number of outputs, except that 'flat' has one group a row.
 
     Raises:
-      ValueError: ``output_axes`` leave no input axis, or a 'flat' group size does not divide
-        the number of weights.
+      ValueError: ``output_axes`` leave no input axis, or are not given for a kernel of more than two; or a 'flat' group
+        size does not divide the number of weights.
     """
     outputs, inputs = _split_axes(len(shape), spec)
     rows, width = (math.prod(shape[axis] for axis in axes) for axes in (outputs, inputs))
@@ -136,16 +138,30 @@ def from_groups(groups: jax.Array, shape: tuple[int, ...], spec: WeightSpec) -> 
     return matrix.reshape([shape[axis] for axis in order]).transpose([order.index(axis) for axis in range(len(shape))])
 
 
-def absmax_grid(groups: jax.Array, bits) -> grids.Grid:
-    """The symmetric grid of the largest magnitude: ``s = max(max|w| / ((2**bits - 1) / 2), eps)``.
+@dataclasses.dataclass(frozen=True)
+class AbsmaxGrid:
+    """A grid function: the symmetric grid of the largest magnitude, ``s = max(max|w| / ((2**bits - 1) / 2), floor)``.
 
     The divisor is half of the whole range (127.5 at 8 bits), so the largest positive weight
     rounds to 128 and is clipped to 127 while the largest negative one is kept.
+
+    Attributes:
+      floor: the smallest s. The released code has float32's epsilon, by which weights of 1e-9 become 0; the default
+        does that to weights below 4e-19 only.
     """
-    qmin, qmax = grids.signed_limits(bits)
-    absmax = jnp.abs(groups).max(-1, keepdims=True)
-    scale = jnp.maximum(grids.exact_divide(absmax, grids.levels(bits) / 2), grids.EPSILON)
-    return grids.Grid(scale, jnp.zeros_like(scale), qmin, qmax)
+
+    floor: float = grids.SMALLEST_SCALE
+
+    def __call__(self, groups: jax.Array, bits) -> grids.Grid:
+        """The grids of ``groups`` (R, n, g)."""
+        qmin, qmax = grids.signed_limits(bits)
+        absmax = jnp.abs(groups).max(-1, keepdims=True)
+        scale = jnp.maximum(grids.exact_divide(absmax, grids.levels(bits) / 2), self.floor)
+        return grids.Grid(scale, jnp.zeros_like(scale), qmin, qmax)
+
+
+absmax_grid = AbsmaxGrid()
+released_absmax_grid = AbsmaxGrid(floor=grids.EPSILON)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,7 +177,8 @@ class RangeGrid:
     """
 
     include_zero: bool = True
-    narrowest: float = grids.EPSILON
+    # Over 2**15 steps that is the smallest scale.
+    narrowest: float = grids.SMALLEST_SCALE * 2**15
 
     def __call__(self, groups: jax.Array, bits) -> grids.Grid:
         """The grids of ``groups`` (R, n, g)."""
@@ -169,7 +186,7 @@ class RangeGrid:
         if self.include_zero:
             low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
         qmin, qmax = grids.unsigned_limits(bits)
-        scale = grids.exact_divide(jnp.maximum(high - low, self.narrowest), qmax)
+        scale = jnp.maximum(grids.step_between(low, high, qmax), grids.exact_divide(self.narrowest, qmax))
         zero_point = jnp.clip(-jnp.round(grids.exact_divide(low, scale)), qmin, qmax)
         return grids.Grid(scale, zero_point, qmin, qmax)
 
@@ -257,6 +274,7 @@ def encode_kernel(
       exact: what the result stands for in floating point, and whose dtype it has; default: ``kernel``.
       divisor: see ``QuantizedKernel``.
     """
+    spec = dataclasses.replace(spec, output_axes=_output_axes(kernel.ndim, spec))  # codes say how they lie
     groups = to_groups(kernel.astype(jnp.promote_types(kernel.dtype, jnp.float32)), spec)
     grid = grid_fn(groups, bits)
     codes = grids.encode(groups, grid, rounding=rounding)
@@ -341,9 +359,20 @@ def _batches(kernels: Mapping[str, jax.Array], settings: Mapping[str, Hashable])
     return batches
 
 
+def _output_axes(ndim: int, spec: WeightSpec) -> tuple[int, ...]:
+    """The output axes of a kernel of ``ndim`` axes, as they were given, or the last of a matrix."""
+    if spec.output_axes is None and ndim > 2:
+        raise ValueError(
+            f"a kernel of {ndim} axes needs output_axes, those with scales of their own: (-1,) for a convolution, "
+            f"(-2, -1) for heads and their features, (0, -1) for scanned layers"
+        )
+    return (-1,) if spec.output_axes is None else spec.output_axes
+
+
 def _split_axes(ndim: int, spec: WeightSpec) -> tuple[list[int], list[int]]:
     """Output and input axes of a kernel of ``ndim`` axes."""
-    outputs = [axis % ndim for axis in spec.output_axes if -ndim <= axis < ndim]
-    if len(set(outputs)) != len(spec.output_axes) or not 0 < len(outputs) < ndim:
-        raise ValueError(f"output_axes {spec.output_axes} do not leave an input axis in a kernel of {ndim} axes")
+    axes = _output_axes(ndim, spec)
+    outputs = [axis % ndim for axis in axes if -ndim <= axis < ndim]
+    if len(set(outputs)) != len(axes) or not 0 < len(outputs) < ndim:
+        raise ValueError(f"output_axes {axes} do not leave an input axis in a kernel of {ndim} axes")
     return outputs, [axis for axis in range(ndim) if axis not in outputs]
