@@ -102,7 +102,7 @@ def test_another_encoder_is_named():
         ('a: !!int ""', "no plain YAML"),
         ("a: !!timestamp abc", "no plain YAML"),
         ("[" * 5000, "no plain YAML"),
-        ("a: " + "x" * 2_000_000, "more than 1048576 characters"),
+        ("a: " + "x" * 2_000_000, "more than 65536 characters"),
     ],
 )
 def test_yaml_that_is_refused(text, words, tmp_path, monkeypatch):
@@ -110,3 +110,11 @@ def test_yaml_that_is_refused(text, words, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=f"run/hydra.yaml.*{words}") as error:
         read_hydra(text, "run/hydra.yaml")
     assert "\n" not in str(error.value) and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("tag", ["", "!!int ", "!!float "])
+def test_numbers_in_base_60_stay_text(tag):
+    """PyYAML's way to read them takes the square of their parts."""
+    for value in ("1:30", "1:30.5", ":".join(["1"] * 30_000)):
+        assert read_hydra(f"a: {tag}{value}", "x") == {"a": value}
+    assert read_hydra("a: [1, -0x10, 1.5, 1e+3, .inf]", "x") == {"a": [1, -16, 1.5, "1e+3", float("inf")]}

@@ -135,6 +135,24 @@ def test_a_torn_description_is_refused(saved):
         native.load_model(saved)
 
 
+def test_a_deeply_nested_description_is_refused(saved):
+    (saved / "model.json").write_text("[" * 200_000)
+    with pytest.raises(ValueError, match="model.json is damaged"):
+        native.load_model(saved)
+
+
+def test_official_runs_are_sent_to_the_converter(tmp_path):
+    """On disk, and in a zip file that the path is or leads into."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "hydra.yaml").write_text("a: 1")
+    (tmp_path / "outputs.zip").write_bytes(b"PK")
+    for path in (tmp_path / "run", tmp_path / "outputs.zip", tmp_path / "outputs.zip" / "run"):
+        with pytest.raises(FileNotFoundError, match=f"python -m experiments.convert --run_dir={path} --backbone="):
+            native.load_model(path)
+    with pytest.raises(FileNotFoundError, match="it has no model.json$"):
+        native.load_model(tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_value_that_is_not_finite_is_named_by_its_site(tmp_path, params, bad):
     site = "encoder/blocks_0/attn/qkv/kernel"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -21,6 +22,12 @@ from tests.golden.tally import REDUCED, golden_folder
 
 # What the reduced copy leaves out, since nothing here compares with it yet. Anything else that is missing is a failure.
 LEFT_OUT = frozenset({"env_point_maze.npz", "env_pusht.npz"})
+
+_COMPARED = pytest.StashKey[int]()
+# Test file -> its test functions that ran in this process.
+_ran: dict[str, set[str]] = {}
+# What no comparison reads of a tensor that is recorded by some of its entries: the entries are compared.
+_ENTRIES = r".*/(sum|mean_abs|shape|idx)"
 
 
 class Samples(NamedTuple):
@@ -48,9 +55,11 @@ class Recording(Mapping[str, np.ndarray]):
 
     def __init__(self, path: Path):
         self._file = np.load(path, allow_pickle=False)
+        self._read: set[str] = set()
         self.path = path
 
     def __getitem__(self, key: str) -> np.ndarray:
+        self._read.add(key)
         return self._file[key]
 
     def __iter__(self) -> Iterator[str]:
@@ -80,6 +89,15 @@ class Recording(Mapping[str, np.ndarray]):
     def under(self, prefix: str) -> dict[str, np.ndarray]:
         """The arrays whose keys start with `prefix`, with the prefix cut off."""
         return {key[len(prefix) :]: self[key] for key in self if key.startswith(prefix)}
+
+    def unread(self) -> list[str]:
+        """The keys whose arrays nobody has asked for."""
+        return [key for key in self if key not in self._read]
+
+    def tensors(self, prefix: str) -> list[str]:
+        """The names under `prefix`, of sub-sampled tensors once."""
+        parts = re.compile("/(shape|idx|val|sum|mean_abs|norm)$")
+        return list(dict.fromkeys(parts.sub("", key[len(prefix) :]) for key in self if key.startswith(prefix)))
 
     def names(self, prefix: str = "") -> list[str]:
         """The distinct next path components under `prefix`, in recorded order."""
@@ -126,6 +144,15 @@ def network(golden, recorded_model):
     return QuantizedNetwork(inputs, *recorded_model(inputs["eval/visual_u8"].shape[-1]))
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item):
+    """A test that can compare and did not fails: its loop over recorded cases was empty."""
+    outcome = yield
+    if "compared" in item.fixturenames:
+        assert item.stash.get(_COMPARED, 0), "the test compared nothing"
+    return outcome
+
+
 @pytest.fixture
 def compared(request):
     """`compared(n)` counts n recorded values that the test compared; the totals end the test run."""
@@ -133,6 +160,7 @@ def compared(request):
 
     def count(values: int) -> None:
         assert values > 0, "nothing was compared"
+        request.node.stash[_COMPARED] = request.node.stash.get(_COMPARED, 0) + int(values)
         tally.add(module, int(values))
 
     return count
@@ -172,5 +200,28 @@ def close(compared, request):
         )
         tally.closest(module, min(shares), what)
         compared(recorded.size)
+
+    return check
+
+
+@pytest.fixture(autouse=True)
+def _note_test(request):
+    _ran.setdefault(request.module.__name__, set()).add(request.function.__name__)
+
+
+@pytest.fixture
+def check_all_read(request):
+    """`check_all_read(recording, explained)` fails if the file's other tests left recorded arrays unread.
+
+    `explained` are patterns of keys that need no test. Skips where not all other tests of the file ran before.
+    """
+
+    def check(recording: Recording, explained: dict[str, str]) -> None:
+        """`explained`: regular expression of whole keys -> why they need no test."""
+        tests = {name for name in vars(request.module) if name.startswith("test_")}
+        if tests - _ran[request.module.__name__]:
+            pytest.skip("not all other tests of this file ran")
+        left = [key for key in recording.unread() if not any(re.fullmatch(p, key) for p in (_ENTRIES, *explained))]
+        assert not left, f"{recording.path.name} holds {len(left)} arrays that no test reads: {', '.join(left[:20])}"
 
     return check

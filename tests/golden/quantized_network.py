@@ -21,6 +21,8 @@ OUTPUTS = ("pred_T3", "pred_T1", "enc", "roll_visual", "roll_proprio")
 # Rounding flips make the error of a quantized network heavy tailed: bounds on the relative L2 norm and the median.
 REL_L2 = {name: 5e-2 if name.startswith("roll") else 1e-2 for name in OUTPUTS}
 MEDIAN = 5e-3
+# Relative bound on the damage done by quantization, a distance from the float outputs.
+DAMAGE = 0.05
 INPUT_OF = {
     "qact1": ("attn/qkv", "attn/to_qkv", "mlp/fc1", "ff/fc1"),
     "qact2": ("attn/proj", "attn/to_out", "mlp/fc2", "ff/fc2"),
@@ -144,7 +146,7 @@ def check_outputs(recording, case: str, outputs: Mapping[str, Any], compared) ->
             exact = recording[f"fp32/{name}"]
             damage = np.linalg.norm(output - exact) / np.linalg.norm(exact)
             recorded_damage = recording[f"{case}/rel_err_vs_fp32"][index]
-            np.testing.assert_allclose(damage, recorded_damage, rtol=0.05, err_msg=f"{case} {name}")
+            np.testing.assert_allclose(damage, recorded_damage, rtol=DAMAGE, err_msg=f"{case} {name}")
             compared(1)
 
 
@@ -159,10 +161,24 @@ def rescaled(config: WorldModelConfig, params: Any, scales: Mapping[str, np.ndar
     return params
 
 
+def check_weight_sites(recording, case, codes: Mapping[str, quant.QuantizedKernel], compared) -> None:
+    """Compares the grids of kernels with the recorded ones of a case; given arrays' scales agree to 1e-6."""
+    for recorded in recording.names(f"{case}/site/"):
+        site, is_activation = our_site(recorded)
+        if not is_activation:
+            grid, key = codes[f"{site}/kernel"].grid, f"{case}/site/{recorded}"
+            scale = recording[f"{key}/scale"].ravel()
+            np.testing.assert_allclose(np.ravel(grid.scale), scale, rtol=1e-6, err_msg=key)
+            # A zero point that is not recorded is 0.
+            zero = recording[f"{key}/zero_point"].ravel() if f"{key}/zero_point" in recording else 0
+            np.testing.assert_array_equal(np.ravel(grid.zero_point), zero, err_msg=key)
+            compared(scale.size)
+
+
 def recorded_quantizers(recording, case, ours, compared):
     """The recorded activation quantizers, after a comparison with ours."""
     quantizers = paths.named_leaves(ours, is_leaf=lambda node: isinstance(node, quant.Quantizer))
-    for recorded in {key.split("/")[0] for key in recording.under(f"{case}/site/")}:
+    for recorded in recording.names(f"{case}/site/"):
         site, is_activation = our_site(recorded)
         if is_activation:
             name = f"{site}/input"

@@ -1,6 +1,7 @@
 """Torch files: every kind of tensor comes back, and everything else is refused by name without running."""
 
 import io
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -197,7 +198,7 @@ def test_shared_modules_do_not_multiply(tmp_path):
     part = module(name)
     for _ in range(40):
         part = module(name, modules={"0": part, "1": part})
-    refused(write_torch(tmp_path / "a.pth", part, {}), "more than 1000000 entries")
+    refused(write_torch(tmp_path / "a.pth", part, {}), "names of more than 10000000 characters")
 
 
 def test_long_names_do_not_multiply(tmp_path):
@@ -206,6 +207,19 @@ def test_long_names_do_not_multiply(tmp_path):
         part = module("torch.nn.modules.container.Sequential", modules={"x" * 900: part, "y": part})
     refused(write_torch(tmp_path / "a.pth", part, {}), "nested too deeply")
     refused(write_torch(tmp_path / "b.pth", Name("models." + "x" * 2000, "Y"), {}), "which is refused")
+
+
+def test_long_names_of_a_shared_part_do_not_multiply(tmp_path):
+    """A part with long names that is a child a thousand times: every copy would have names of its own."""
+    name = "torch.nn.modules.container.Sequential"
+    part = module(name, **{f"{i:0900}": i for i in range(500)})
+    whole = module(name, modules={f"{i:0900}": part for i in range(1000)})
+    path = write_torch(tmp_path / "a.pth", whole, {})
+    tracemalloc.start()
+    refused(path, "names of more than 10000000 characters")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 40 * path.stat().st_size, "the names alone would take 900 MB"
 
 
 def test_state_shared_by_many_objects_does_not_multiply(tmp_path):

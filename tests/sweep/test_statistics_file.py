@@ -1,6 +1,9 @@
 """Files of statistics: what they keep, and which may be merged."""
 
 import dataclasses
+import io
+import tracemalloc
+import zipfile
 
 import jax
 import jax.numpy as jnp
@@ -118,3 +121,38 @@ def test_what_is_no_statistics_file_is_said_in_our_own_words(saved, tmp_path):
     with pytest.raises(FileNotFoundError) as caught:
         load_statistics([tmp_path / "none.npz"])
     assert str(caught.value) == f"there is no statistics file {tmp_path / 'none.npz'}"
+
+
+def refused_within(path, words, megabytes):
+    """Checks that a file is refused in one sentence, before much is allocated."""
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=rf"is no statistics file \(.*{words}") as error:
+        load_statistics([path])
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert "\n" not in str(error.value) and peak < megabytes << 20
+
+
+def test_a_small_file_does_not_become_a_large_one(tmp_path):
+    np.savez_compressed(tmp_path / "one.npz", zeros=np.zeros(100 << 20, np.uint8))
+    refused_within(tmp_path / "one.npz", "would expand to", 4)
+    np.savez_compressed(tmp_path / "many.npz", **{f"a{i}": np.zeros(10 << 20, np.uint8) for i in range(10)})
+    refused_within(tmp_path / "many.npz", "would expand to", 4)
+
+
+def test_a_header_gets_no_more_than_there_is(tmp_path):
+    path = tmp_path / "header.npz"
+    for shape in ((1 << 50,), (1 << 24,), (1 << 40, 1 << 40)):
+        header = io.BytesIO()
+        np.lib.format.write_array_header_1_0(header, {"descr": "<f4", "fortran_order": False, "shape": shape})
+        with zipfile.ZipFile(path, "w") as file:
+            file.writestr("a.npy", header.getvalue())
+        refused_within(path, "a.npy has fewer values than its shape", 1)
+
+
+def test_a_deeply_nested_origin_is_refused(saved):
+    (path,) = saved(statistics())
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    np.savez(path, **arrays | {"origin": "[" * 100_000})
+    refused_within(path, "recursion", 4)

@@ -11,18 +11,27 @@ from wmq_jax.io.wording import plain, quoted
 from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, WorldModelConfig
 from wmq_jax.models.config import FEATURES
 
-LARGEST = 1 << 20  # characters
+LARGEST = 1 << 16  # characters; a run's settings have 2000, and some YAML takes 30 s for each million
 _LARGEST_SIZE = 8192
 _MOST_TRAJECTORIES = 1 << 31
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """YAML without tags that make objects, and without aliases, which can make a small file enormous."""
+    """YAML without tags that make objects, without aliases, which can make a small file enormous, and without numbers
+    in base 60 (1:30), which are left as text: reading one of n parts takes n^2 steps.
+    """
 
     def compose_node(self, parent, index):
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("it has aliases")
         return super().compose_node(parent, index)
+
+
+for _tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"):
+    _construct = yaml.SafeLoader.yaml_constructors[_tag]
+    _PlainLoader.add_constructor(
+        _tag, lambda loader, node, read=_construct: node.value if ":" in node.value else read(loader, node)
+    )
 
 
 def read_hydra(text: str, where: str) -> dict[str, Any]:

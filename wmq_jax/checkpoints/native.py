@@ -22,8 +22,10 @@ import numpy as np
 
 from wmq_jax import io, quant
 from wmq_jax.checkpoints import packed
+from wmq_jax.checkpoints.run_folder import SETTINGS
 from wmq_jax.data import Normalizer
 from wmq_jax.io.orbax import restore_tree, save_tree
+from wmq_jax.io.place import archive_of
 from wmq_jax.io.wording import plain, quoted
 from wmq_jax.models import WorldModel, WorldModelConfig
 
@@ -122,7 +124,7 @@ def load_model(path: str | os.PathLike, quantized: bool = False) -> ModelCheckpo
     """
     path = Path(path)
     if not (path / _DESCRIPTION).is_file():
-        raise FileNotFoundError(f"no model checkpoint at {path}: it has no {_DESCRIPTION}")
+        raise FileNotFoundError(f"no model checkpoint at {path}: {_why_none(path)}")
     description = _read_description(path)
     if not quantized and (description["packed"] or description["quantizers"]):
         raise ValueError(f"model checkpoint {path} is quantized; give the one that it was made from")
@@ -196,10 +198,24 @@ def _by_path(tree: Any) -> dict[str, Any]:
     return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
+def _why_none(path: Path) -> str:
+    """What is there instead of a checkpoint, and what to do with it."""
+    if (path / SETTINGS).is_file():
+        found = "it is a folder of an official run"
+    elif archive_of(path) is not None:
+        found = "it leads into a file, as official runs are published"
+    else:
+        return f"it has no {_DESCRIPTION}"
+    return (
+        f"{found}, to be converted first: python -m experiments.convert --run_dir={path} --backbone=FILE.pth "
+        "--dataset=FOLDER --out=NEW_FOLDER"
+    )
+
+
 def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads((path / _DESCRIPTION).read_text("utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"model checkpoint {path}: {_DESCRIPTION} is damaged ({error})") from None
     if isinstance(description, dict):
         # Models in floating point, written before there were others, lack what they have none of.

@@ -18,7 +18,7 @@ from typing import BinaryIO
 from wmq_jax.io.wording import listed, plain
 
 # A damaged directory makes zipfile seek to places that there are not (OSError), among others.
-_ZIP_ERRORS = (
+ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
     struct.error,
@@ -36,7 +36,7 @@ _ZIP_ERRORS = (
 # can fill no more of a disk than a small multiple of itself, where deflate alone would give it a thousand times.
 _FREE_BYTES, _MOST_EXPANDED = 64 << 20, 20
 # As they are published. Other methods state in the file how much memory their decoder takes.
-_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,7 +97,7 @@ class Place:
             try:
                 with zipfile.ZipFile(self.root) as archive, archive.open(self._member(archive, name)) as member:
                     shutil.copyfileobj(member, copy, 1 << 20)
-            except _ZIP_ERRORS as error:
+            except ZIP_ERRORS as error:
                 raise ValueError(f"{self.path}/{name} cannot be read from its zip file: {plain(error)}") from None
             copy.seek(0)
             yield copy
@@ -105,13 +105,21 @@ class Place:
     def _member(self, archive: zipfile.ZipFile, name: str) -> zipfile.ZipInfo:
         """A file in the zip file, refused if it declares more bytes than such files have; more are never read."""
         info = archive.getinfo(self.prefix + name)
-        if info.compress_type not in _METHODS:
+        if info.compress_type not in METHODS:
             raise ValueError("it is neither stored nor deflated")
         # The compressed size is what the archive states, too.
-        packed = min(info.compress_size, self.root.stat().st_size)
-        if info.file_size > max(_FREE_BYTES, _MOST_EXPANDED * packed):
-            raise ValueError(f"its {packed} bytes would expand to {info.file_size}, which no weights or frames do")
+        check_expansion(min(info.compress_size, self.root.stat().st_size), info.file_size)
         return info
+
+
+def check_expansion(packed: int, expanded: int) -> None:
+    """Refuses packed bytes that state a size beyond what weights, frames or statistics expand to.
+
+    Raises:
+      ValueError: the message says both sizes.
+    """
+    if expanded > max(_FREE_BYTES, _MOST_EXPANDED * packed):
+        raise ValueError(f"its {packed} bytes would expand to {expanded}, which no weights or frames do")
 
 
 def archive_of(path: str | os.PathLike) -> Path | None:
@@ -155,7 +163,7 @@ def _open_in_zip(text: str, archive: Path, inside: str, markers: Sequence[str], 
     try:
         with zipfile.ZipFile(archive) as file:
             names = [info.filename for info in file.infolist() if not info.is_dir()]
-    except _ZIP_ERRORS as error:
+    except ZIP_ERRORS as error:
         raise ValueError(f"{archive} is no zip file, or cut short or damaged ({plain(error)})") from None
     found = {name.removesuffix(marker) for name in names for marker in markers if f"/{name}".endswith(f"/{marker}")}
     # A folder of which a part looks like the whole, such as train/ of a data set, counts once.

@@ -28,8 +28,10 @@ _CLASS_PACKAGES = ("models.", "dinov2.", "torch.nn.modules.", "torch.optim.", "a
 _BUILTINS = ("dict", "list", "tuple", "set", "frozenset", "int", "float", "bool", "str", "complex")
 _PIECE = 1 << 20
 # What a file may ask for without holding as much itself: elements of a tensor that repeats its storage (stride 0),
-# levels of nesting, entries of modules (one that is part of several is visited each time), characters of a name.
+# levels of nesting, entries of modules (one that is part of several is visited each time), characters of a name, and of
+# all names of its modules' entries together (a backbone of 40 blocks has less than a million).
 _MOST_REPEATED, _DEEPEST, _MOST_ENTRIES, _LONGEST_NAME = 1 << 28, 100, 1_000_000, 1000
+_MOST_CHARACTERS = 10_000_000
 _ZIP_ERRORS = (
     zipfile.BadZipFile,
     zlib.error,
@@ -324,7 +326,7 @@ class _Resolver:
         self._read = read
         self._storages: dict[str, tuple[_Storage, np.ndarray]] = {}
         self._done: dict[int, tuple[Any, Any]] = {}
-        self._entries = 0
+        self._entries = self._characters = 0
 
     def __call__(self, value: Any, depth: int = 0) -> Any:
         if depth > _DEEPEST:
@@ -392,6 +394,10 @@ class _Resolver:
         self._entries += sum(map(len, (state, *groups, passing)))
         if self._entries > _MOST_ENTRIES:
             raise PickleError(f"{where} and others have more than {_MOST_ENTRIES} entries")
+        # Of a part with long names that is a child many times, every copy has names of its own.
+        self._characters += sum(len(prefix) + len(name) for group in (state, *groups) for name in group)
+        if self._characters > _MOST_CHARACTERS:
+            raise PickleError(f"{where} and others have names of more than {_MOST_CHARACTERS} characters together")
         left_out = {name for name in passing if isinstance(name, str)}
         for name, tensor in (*parameters.items(), *buffers.items()):
             if tensor is not None and name not in left_out:

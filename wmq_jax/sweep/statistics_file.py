@@ -5,26 +5,27 @@ counted twice where several are merged.
 import dataclasses
 import io
 import json
+import math
 import os
 import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import jax
 import numpy as np
 
 from wmq_jax import quant
 from wmq_jax.io import write_bytes
+from wmq_jax.io.place import METHODS, ZIP_ERRORS, check_expansion
+from wmq_jax.io.wording import plain
 
 # Parts of a statistics file: what methods look at, and inputs of other episodes that only block errors look at.
 CALIBRATION, HELD_OUT = "calibration", "held_out"
 PARTS = (CALIBRATION, HELD_OUT)
 PLANNER = "planner"  # how the source of a planner's episodes begins
 _ORIGIN = "origin"
-# What zipfile and numpy raise for damaged, encrypted, strangely packed and absurdly large members.
-_DAMAGED = (ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, MemoryError)
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RecursionError, *ZIP_ERRORS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,28 +88,55 @@ def load_statistics(paths: Sequence[str | os.PathLike]) -> Statistics:
 
 
 def _load(path: str | os.PathLike) -> Statistics:
-    arrays = _arrays(path)
-    try:
-        origin = json.loads(str(arrays.pop(_ORIGIN))) if _ORIGIN in arrays else None
-        parts = quant.statistics_from_arrays(arrays)
-        if origin is None:
-            raise ValueError("it does not say of which model; calibrate again")
-        return Statistics(parts, str(origin["params_sha256"]), tuple(map(_stream, origin["streams"])))
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"{path} is no statistics file ({error})") from None
-
-
-def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file by name. What numpy says of other files is advice for its callers, not for a user."""
     if not os.path.exists(path):
         raise FileNotFoundError(f"there is no statistics file {path}")
     if not zipfile.is_zipfile(path):
         raise ValueError(f"{path} is no statistics file (it is no .npz file, which experiments.quantize writes)")
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            return {name: stored[name] for name in stored.files}
-    except _DAMAGED:
+        arrays = _arrays(path)
+        origin = json.loads(str(arrays.pop(_ORIGIN))) if _ORIGIN in arrays else None
+        parts = quant.statistics_from_arrays(arrays)
+        if origin is None:
+            raise ValueError("it does not say of which model; calibrate again")
+        return Statistics(parts, str(origin["params_sha256"]), tuple(map(_stream, origin["streams"])))
+    except zipfile.BadZipFile:
         raise ValueError(f"{path} is no statistics file (its arrays cannot be read)") from None
+    except _DAMAGE as error:
+        raise ValueError(f"{path} is no statistics file ({plain(error)})") from None
+
+
+def _arrays(path: str | os.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of a file, which may state no more bytes than it can hold.
+
+    numpy allocates what an array's header asks for before it reads: that may be no more than its member has.
+    """
+    found = {}
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if any(info.compress_type not in METHODS for info in members):
+            raise ValueError("its arrays are neither stored nor deflated")
+        check_expansion(Path(path).stat().st_size, sum(info.file_size for info in members))
+        for info in members:
+            with archive.open(info) as member:
+                shape, _, dtype = _header(member)
+                if math.prod(shape) * dtype.itemsize > info.file_size:
+                    raise ValueError(f"{info.filename} has fewer values than its shape {shape}")
+            with archive.open(info) as member:
+                found[info.filename.removesuffix(".npy")] = np.lib.format.read_array(member, allow_pickle=False)
+    return found
+
+
+def _header(member: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Shape, order and dtype of an array in numpy's format, whose own errors are advice for numpy's callers."""
+    try:
+        version = np.lib.format.read_magic(member)
+        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        shape, order, dtype = read(member)
+    except (ValueError, KeyError):
+        raise ValueError("its arrays cannot be read") from None
+    if dtype.hasobject:
+        raise ValueError("its arrays cannot be read")
+    return shape, order, dtype
 
 
 def _stream(stream: Mapping[str, Any]) -> Stream:
