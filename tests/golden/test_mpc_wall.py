@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.golden.test_cem import normalizer_of
+from tests.quick_jit import quick_jit
 from wmq_jax.envs import make_env
 from wmq_jax.models import WorldModel
 from wmq_jax.planning import (
@@ -118,7 +119,7 @@ def test_the_stop_inside_cem(recording, problems):
         noise = jnp.asarray(np.concatenate([recording["noise"][:recorded_steps, e], recording["noise"][:1, e]]))
         start, goal = (recording[key][e].astype(np.float32) for key in ("state0_f64", "stateg_f64"))
         one = dataclasses.replace(problem, config=mpc)
-        run = jax.jit(
+        run = quick_jit(
             lambda start, goal, noise, one=one: mpc_iteration(
                 one, variables, mpc_init(one, start), goal, lambda step: noise[step], jnp.int32(mpc.horizon)
             )[1]
