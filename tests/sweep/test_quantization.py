@@ -168,7 +168,7 @@ def test_errors_of_blocks_recounted(done):
 
 def test_awq_lowers_the_error_of_every_block_of_the_bundled_model(tmp_path):
     """At four bits against plain rounding, on inputs of episodes that it has not seen: the claim of the notes."""
-    config = quantize.get_config("small").to_dict() | {"variant": "awq:w4"}
+    config = quantize.get_config("small").to_dict() | {"variant": "awq:w4", "held_out": 16}
     job = sweeps.prepare_quantization(config)
     summary = sweeps.run_quantization(job, sweeps.open_workdir(job, tmp_path / "awq"), log=lambda line: None)
     stacks = quantized.topology(job.sweep.checkpoint.config).stacks
