@@ -75,6 +75,12 @@ def test_every_recorded_tensor_is_read(run_dir, recording, compared):
         samples = recording.sub(f"{key}/{name}")
         np.testing.assert_array_equal(samples.of(modules[key].weights[name]), samples.values)
         compared(samples.values.size)
+    # Statistics of the codebook are buffers, not parameters.
+    parameters = [
+        sum(weight.size for name, weight in module.weights.items() if not name.startswith("quantize_b."))
+        for module in modules.values()
+    ]
+    assert parameters == recording["param_counts"].tolist()
 
 
 def test_the_settings_are_those_of_the_files(model, recording):
@@ -180,3 +186,7 @@ def test_a_run_in_a_zip_file(run_dir, backbone, heads, model, tmp_path):
     for wrong in (archive, archive / "wrong", tmp_path / "outputs.zip" / "outputs" / "wrong"):
         with pytest.raises(FileNotFoundError, match=f"another, {run_dir.name}"):
             load_official(wrong, backbone)
+
+
+def test_everything_recorded_is_compared(recording, check_all_read):
+    check_all_read(recording, {})

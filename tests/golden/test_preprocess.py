@@ -7,6 +7,7 @@ import pytest
 from wmq_jax.data import Normalizer, Portion, open_dataset
 from wmq_jax.data.official import fixed_normalizer
 from wmq_jax.data.splits import clip_slices, shuffle_slices, split_trajectories
+from wmq_jax.io import save_torch
 from wmq_jax.models import normalize_image
 from wmq_jax.models.image import resize
 
@@ -62,12 +63,30 @@ def test_constants_of_pusht(recording, compared):
         same(getattr(fixed_normalizer("pusht"), name), recording[f"pusht/{name}"], compared)
 
 
-def test_statistics_of_ragged_trajectories(recording, close):
+def test_constants_that_the_wall_loader_ignores(recording, wall, compared):
+    """They do not even fit the data: taking them for its statistics would fail."""
+    for name in ("action_mean", "action_std"):
+        ignored = recording[f"wall_unused_constants/{name}"]
+        assert ignored.shape != getattr(wall.normalizer, name).shape or not np.allclose(
+            ignored, getattr(wall.normalizer, name), rtol=1e-3
+        )
+        compared(ignored.size)
+
+
+def test_statistics_of_ragged_trajectories(recording, tmp_path, close):
+    """The loader's own masking: what lies behind an episode's end counts for nothing."""
     data, lengths = recording["maze_stats/data"], recording["maze_stats/lengths"]
-    valid = np.concatenate([rows[:length] for rows, length in zip(data, lengths)])
-    ours = Normalizer.fit(valid, valid)
-    close(ours.action_mean, recording["maze_stats/mean"], what="mean", **EXACT)
-    close(ours.action_std, recording["maze_stats/std"], what="std", **EXACT)
+    padding = np.arange(data.shape[1]) >= lengths[:, None]
+    assert padding.any()
+    for name in ("states", "actions"):
+        save_torch(tmp_path / f"{name}.pth", np.where(padding[..., None], np.float32(1e6), data))
+    save_torch(tmp_path / "seq_lengths.pth", lengths.astype(np.int64))
+    dataset = open_dataset(tmp_path)
+    assert dataset.layout == "point_maze"
+    for part in ("mean", "std"):
+        for kind in ("action", "proprio"):
+            ours = getattr(dataset.normalizer, f"{kind}_{part}")
+            close(ours, recording[f"maze_stats/{part}"], what=f"{kind} {part}", **EXACT)
 
 
 def test_splits(recording, wall, compared):
@@ -122,7 +141,14 @@ def test_a_validation_trajectory(recording, wall, close):
     ours, episode = normalizer(recording, "wall_stats"), recording.scalar("wall_traj_valid0/episode")
     assert episode == recording["wall_split/valid_indices"][0]
     close(wall.states[episode], recording["wall_traj_valid0/state"], what="state", **EXACT)
+    layout = [wall.extras[name][episode] for name in ("door_y", "wall_x")]
+    close(layout, recording["wall_traj_valid0/door_wall"].ravel()[:2], what="layout", **EXACT)
     close(ours.normalize_proprio(wall.states[episode]), recording["wall_traj_valid0/proprio"], what="proprio", **EXACT)
     close(ours.normalize_action(wall.actions[episode]), recording["wall_traj_valid0/act"], what="actions", **EXACT)
     recorded = recording.sub("wall_traj_valid0/visual")
     close(images(wall.frames(episode), recorded.shape[-1]), recorded, what="images", **IMAGE)
+
+
+def test_everything_recorded_is_compared(recording, check_all_read):
+    unnormalised = "states are not normalised, neither there nor here"
+    check_all_read(recording, {"(pusht|wall_unused_constants)/state_(mean|std)": unnormalised})

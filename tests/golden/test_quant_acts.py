@@ -1,5 +1,6 @@
 """Activation quantizers against quant_acts.npz: observers over batches, per token, half-way cases, degenerate input."""
 
+import functools
 import re
 
 import jax
@@ -20,11 +21,14 @@ from wmq_jax.quant import (
     percentile,
     static_quantizer,
 )
+from wmq_jax.quant.quantizer import _token_grid
 
 OBSERVERS = {"minmax": minmax(), "ema": ema(), "percentile": percentile()}
 # Relative bound on what each observes.
 OBSERVED = {"minmax": 0, "ema": 1e-6, "percentile": 1e-4}
 QUANTIZE = jax.jit(fake_quant)
+# The grid of every token.
+GRID = jax.jit(functools.partial(_token_grid, rounding=jnp.round))
 
 
 @pytest.fixture(scope="module")
@@ -109,8 +113,13 @@ def test_per_token(recording, compared):
     for kind, key, _, bits in cases(recording, ("token",)):
         wanted = recording[f"{key}/fq"]
         x = recording[f"x/{kind}"][0]
-        np.testing.assert_array_equal(QUANTIZE(x, per_token_quantizer(bits, include_zero=False)), wanted, err_msg=key)
-        compared(wanted.size)
+        quantizer = per_token_quantizer(bits, include_zero=False)
+        np.testing.assert_array_equal(QUANTIZE(x, quantizer), wanted, err_msg=key)
+        grid = GRID(x, quantizer)
+        scale, zero_point = recording[f"{key}/scale"], recording[f"{key}/zero_point"]
+        np.testing.assert_allclose(np.ravel(grid.scale), scale.ravel(), rtol=1e-6, err_msg=key)
+        np.testing.assert_array_equal(np.ravel(grid.zero_point), zero_point.ravel(), err_msg=key)
+        compared(wanted.size + 2 * scale.size)
 
 
 def test_constant_tokens(recording, compared):
@@ -142,3 +151,7 @@ def test_calibrated_on_zeros(recording, compared):
     assert quantizer.scale == recording["zeros/scale"]
     np.testing.assert_array_equal(QUANTIZE(np.ones_like(wanted), quantizer), wanted)
     compared(wanted.size + 1)
+
+
+def test_everything_recorded_is_compared(recording, check_all_read):
+    check_all_read(recording, {"zeros/zero_point": "codes of a constant 0 are 0 whatever it is"})

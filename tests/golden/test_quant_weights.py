@@ -98,6 +98,11 @@ def test_scales_are_bit_exact(recording, compared):
         zero_point = "zero" if f"{key}/zero" in recording else "zero_point"
         np.testing.assert_array_equal(np.ravel(grid.zero_point), recording[f"{key}/{zero_point}"].ravel(), err_msg=key)
         compared(2 * scale.size)
+        if f"{key}/ratio" in recording:
+            absmax = np.abs(to_groups(jnp.asarray(recording[f"w/{matrix}"].T), spec)).max(-1).ravel()
+            chosen = np.clip(recording[f"{key}/ratio"].ravel() * absmax / grid.qmax.ravel(), *RELEASED_SCALE_LIMITS)
+            np.testing.assert_allclose(np.ravel(grid.scale), chosen, rtol=1e-6, err_msg=key)
+            compared(chosen.size)
 
 
 def test_the_sound_limits_of_omse_change_tiny_groups_only(recording, compared):
@@ -147,13 +152,8 @@ def test_learnable_clipping(recording, compared):
                 scale = recording[f"{key}/scale"].ravel()
                 np.testing.assert_allclose(np.ravel(grid.scale), scale, rtol=1e-5, err_msg=key)
                 np.testing.assert_array_equal(np.ravel(grid.zero_point), recording[f"{key}/zero"].ravel(), err_msg=key)
-                wanted, index = recording[f"{key}/fq_sub"], recording[f"sub_idx/{matrix}"]
-                got = np.asarray(rounded).T.reshape(-1)[index]
-                # A value that sits on a rounding boundary may go either way: sigmoid differs in its last digit.
-                steps = np.abs(got - wanted) / steps_of(grid, kernel, spec).T.reshape(-1)[index]
-                off = ~np.isclose(got, wanted, rtol=1e-5, atol=0)
-                assert off.mean() <= 1e-3 and steps.max() < 1.01, key
-                compared(2 * scale.size + wanted.size)
+                check_learned(recording, key, np.asarray(rounded).T, steps_of(grid, kernel, spec).T, compared)
+                compared(2 * scale.size)
                 if f"{key}/loss_mse" in recording:
                     np.testing.assert_allclose(error, recording[f"{key}/loss_mse"], rtol=1e-4, err_msg=key)
                     for name, gradient in zip(("grad_up", "grad_lo"), gradients):
@@ -161,6 +161,26 @@ def test_learnable_clipping(recording, compared):
                         difference = np.linalg.norm(gradient - recorded)
                         assert difference <= 1e-3 * np.linalg.norm(recorded), (key, name)
                         compared(recorded.size)
+
+
+def check_learned(recording, key, rounded, steps, compared):
+    """Compares rounded weights (out, in) with the recorded ones.
+
+    A value that sits on a rounding boundary may go either way, one in a thousand by one step: sigmoid differs in its
+    last digit. That and the scales' 1e-5 bound the sums over the matrix.
+    """
+    entries = {"fq_sub": recording[f"sub_idx/{key[0]}"], "fq": slice(None)}
+    for name in (name for name in entries if f"{key}/{name}" in recording):
+        wanted = recording[f"{key}/{name}"].ravel()
+        got, step = (array.reshape(-1)[entries[name]] for array in (rounded, steps))
+        off = ~np.isclose(got, wanted, rtol=1e-5, atol=0)
+        assert off.mean() <= 1e-3 and (np.abs(got - wanted) / step).max() < 1.01, (key, name)
+        compared(wanted.size)
+    exact, flips = rounded.astype(np.float64), 1e-3 * rounded.size * steps.max()
+    assert abs(exact.sum() - recording[f"{key}/fq_sum"]) <= flips + 1e-5 * np.abs(exact).sum(), key
+    largest = 2 * np.abs(exact).max() + steps.max()
+    assert abs((exact**2).sum() - recording[f"{key}/fq_sqsum"]) <= largest * flips + 2e-5 * (exact**2).sum(), key
+    compared(2)
 
 
 def steps_of(grid, kernel, spec):
@@ -190,3 +210,7 @@ def test_padding_equals_the_released_grouping_where_groups_fit_the_rows(recordin
             np.testing.assert_array_equal(fake_quant_weight(kernel, padded), fake_quant_weight(kernel, flat))
             fitting += kernel.size
     compared(fitting)
+
+
+def test_everything_recorded_is_compared(recording, check_all_read):
+    check_all_read(recording, {})

@@ -9,6 +9,7 @@ from tests.golden.quantized_network import (
     OUTPUTS,
     RELEASED_OBSERVER,
     check_outputs,
+    check_weight_sites,
     our_name,
     our_parameter,
     recorded_quantizers,
@@ -61,7 +62,7 @@ def test_parameters_and_scales(recording, network, smoothed, close):
     before = paths.named_leaves(network.params)
     for key, alpha in alphas(recording).items():
         after = paths.named_leaves(smoothed[alpha].params)
-        names = {re.sub("/(shape|idx|val|sum|mean_abs)$", "", name) for name in recording.under(f"{key}/param/")}
+        names = recording.tensors(f"{key}/param/")
         changed = {name for name in after if not np.array_equal(after[name], before[name])}
         assert {our_parameter(name) for name in names} <= changed
         for name in names:
@@ -103,7 +104,19 @@ def test_quantized_networks(recording, network, smoothed, compared):
                 quant.rtn(bits, rules=network.rules("kernel")),
                 activations(act_bits, include_zero=False, rules=network.rules()),
             )
-            variables = quant.quantize(transform, params, statistics)
-            quantizers = recorded_quantizers(recording, f"{key}/{case}", variables["quant"], compared)
-            outputs = network.run({"params": variables["params"], "quant": quantizers})
+            state = quant.quantize_state(transform, params, statistics)
+            check_weight_sites(recording, f"{key}/{case}", state.codes, compared)
+            quantizers = recorded_quantizers(recording, f"{key}/{case}", state.quant, compared)
+            outputs = network.run({"params": state.params, "quant": quantizers})
             check_outputs(recording, f"{key}/{case}", outputs, compared)
+
+
+def test_everything_recorded_is_compared(recording, check_all_read):
+    check_all_read(
+        recording,
+        {
+            ".*/sens/.*": "the reference's own sensitivity, no result",
+            "fp32/.*": "as in quant_model.npz, which is compared",
+            ".*/config": "the name of the case says it",
+        },
+    )
