@@ -63,5 +63,4 @@ def test_what_a_sweep_compiles_does_not_grow(prepare, tmp_path):
         "jit(_quantizers)": 1,
     }
     assert {name: counts[name] for name in expected} == expected
-    print(counts)
     assert compilations(many, tmp_path / "many") == counts
