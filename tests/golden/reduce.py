@@ -37,12 +37,14 @@ class Rule:
       thin: whole tensors of which evenly spaced entries are kept.
       entries: how many entries are kept of a large tensor.
       first: sub-sampled tensors, and whole ones, of which the first element of the batch is kept.
+      sums: sums of sub-sampled tensors that are kept.
     """
 
     drop: str = "$^"
     thin: str = "$^"
     entries: int = ENTRIES
     first: str = "$^"
+    sums: str = "$^"
 
 
 RULES = {
@@ -59,7 +61,9 @@ RULES = {
     "env_wall.npz": Rule(),
     "quant_inputs.npz": Rule(),
     "quant_weights.npz": Rule(
-        drop="^[abd]/.*/(omse|awq_[a-z]+|lwc_[a-z0-9_]+)/|^c/b[68]_.*/(omse|awq_[a-z]+|lwc_[a-z0-9_]+)/|_[42]/"
+        # Learnable clipping of one matrix: rows at 3 bits, groups at 4.
+        drop="^[abd]/.*/(omse|awq_[a-z]+)/|^c/b[68]_.*/(omse|awq_[a-z]+)/|/lwc_.*_[42]/"
+        "|^(?!a/b3_g-1/|a/b4_g128/).*/lwc_"
     ),
     "quant_acts.npz": Rule(),
     "quant_model.npz": Rule(
@@ -79,7 +83,7 @@ RULES = {
         f"|/site/{LATER_WEIGHT_SITES}|^epochs0_released.*/site/"
     ),
     "cem.npz": Rule(),
-    "mpc_wall.npz": Rule(),
+    "mpc_wall.npz": Rule(sums="^obs._visual/"),
 }
 
 
@@ -110,7 +114,9 @@ def reduced(arrays: dict[str, np.ndarray], rule: Rule) -> dict[str, np.ndarray]:
         tensor, _, part = key.rpartition("/")
         is_sampled = f"{tensor}/idx" in arrays
         is_first = re.search(rule.first, key) is not None
-        if re.search(rule.drop, key) or (is_sampled and part in ("shape", "val", "mean_abs", "sum")):
+        if re.search(rule.drop, key) or (is_sampled and part in ("shape", "val", "mean_abs")):
+            continue
+        if is_sampled and part == "sum" and not re.search(rule.sums, key):
             continue
         if is_sampled and part == "idx":
             samples = Samples(arrays[f"{tensor}/shape"], array, arrays[f"{tensor}/val"])

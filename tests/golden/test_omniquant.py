@@ -41,8 +41,11 @@ LEARNED = {
 }
 CASES = {"w4a16": (4, 16), "w4a8token": (4, 8), "w3a16": (3, 16)}
 EPOCHS, BATCH = 5, 4
-LOSS, LEARNT = 1e-3, 1e-3  # relative bound on losses, absolute one on what was learned
-CLEAR = 1e-2  # share of the largest first gradient, below which Adam's first step is a sign of next to nothing
+# Of the first block on floats: relative bound on losses, absolute one on what was learned, relative ones on a first
+# gradient and its norm, and the share of the largest gradient, below which Adam's first step is a sign of next to
+# nothing. Where activations are rounded too, and behind a block that was trained, single values change codes.
+TIGHT = dict(loss=1e-3, learnt=1e-3, gradient=1e-3, norm=1e-4, clear=1e-2)
+LOOSE = dict(loss=1e-2, learnt=1e-2, gradient=1e-2, norm=1e-2, clear=1e-1)
 OUTPUT = 1e-2  # on the relative L2 norm of a quantized block's output
 
 
@@ -55,6 +58,10 @@ def recording(golden):
 def biased(network):
     """Configuration and parameters with the bias of zeros that the released code adds to the predictor's to_qkv."""
     return quantized.with_qkv_bias(network.config, network.params)
+
+
+def bounds(case, index):
+    return TIGHT if index == 0 and CASES[case][1] == 16 else LOOSE
 
 
 def lookup(learned, name):
@@ -103,7 +110,9 @@ def test_training(recording, trained, case, compared):
     _, results = trained(case)
     for index, (_, result) in enumerate(results):
         key = f"repaired_{case}/{index}"
-        np.testing.assert_allclose(result.losses, recording[f"{key}/losses"], rtol=LOSS, err_msg=key)
+        np.testing.assert_allclose(
+            result.losses, recording[f"{key}/losses"], rtol=bounds(case, index)["loss"], err_msg=key
+        )
         assert result.losses[-1] < result.losses[1] and result.losses[-2] < result.losses[0], "training lowers the loss"
         compared(result.losses.size)
 
@@ -118,9 +127,12 @@ def test_what_training_ends_with(recording, trained, case, close, compared):
         close(result.output, recording.sub(f"{key}/block_out"), rel_l2=OUTPUT, what=f"{key}/block_out")
         for name in LEARNED if f"{key}/final/a_scale" in recording else ():
             wanted, first = (recording[f"{key}/{part}/{name}"].ravel() for part in ("final", "grad0"))
-            clear = np.abs(first) > CLEAR * np.abs(first).max()
+            bound = bounds(case, index)
+            clear = np.abs(first) > bound["clear"] * np.abs(first).max()
             ours = lookup(result.learned, name).ravel()
-            np.testing.assert_allclose(ours[clear], wanted[clear], rtol=0, atol=LEARNT, err_msg=f"{key} {name}")
+            np.testing.assert_allclose(
+                ours[clear], wanted[clear], rtol=0, atol=bound["learnt"], err_msg=f"{key} {name}"
+            )
             compared(clear.sum())
 
 
@@ -136,21 +148,22 @@ def test_first_step(recording, trained, case, compared):
         step = (part, learned, x[:BATCH], target_input[:BATCH], mask[:BATCH], bits, act_bits, block)
         after = quant.omniquant_block(*step, one).learned
         for name in LEARNED:
-            check_first_step(recording, key, name, lookup(gradient, name).ravel(), lookup(after, name), compared)
+            found = lookup(gradient, name).ravel(), lookup(after, name)
+            check_first_step(recording, key, name, *found, bounds(case, index), compared)
 
 
 gradient_of_loss = jax.jit(jax.grad(block_loss), static_argnums=(7, 8))
 
 
-def check_first_step(recording, key, name, gradient, after, compared):
+def check_first_step(recording, key, name, gradient, after, bound, compared):
     """Compares a first gradient and, where it is clear, what the step made of it."""
     recorded = recording[f"{key}/grad0/{name}"].ravel()
     size = np.linalg.norm(recorded)
-    assert np.linalg.norm(gradient - recorded) <= 1e-3 * size, (key, name)
-    assert abs(np.linalg.norm(gradient) - size) <= 1e-4 * size, (key, name)
+    assert np.linalg.norm(gradient - recorded) <= bound["gradient"] * size, (key, name)
+    assert abs(np.linalg.norm(gradient) - size) <= bound["norm"] * size, (key, name)
     compared(recorded.size + 1)
     if f"{key}/after1/{name}" in recording:
-        clear = np.abs(recorded) > CLEAR * np.abs(recorded).max()
+        clear = np.abs(recorded) > bound["clear"] * np.abs(recorded).max()
         wanted = recording[f"{key}/after1/{name}"].ravel()
         np.testing.assert_allclose(after.ravel()[clear], wanted[clear], atol=1e-4, err_msg=f"{key} {name}")
         compared(clear.sum())
