@@ -8,7 +8,8 @@ result is that sweep's variant bit for bit.
     python -m experiments.quantize --config=configs/quantize.py --config.checkpoint=models/wall \\
         --config.dataset=wall_single.zip --config.calibration_source=dataset
 
-is for models of the official size, with the planner of the study, or with real episodes instead of a planner.
+is for models of the official size, with the planner of the study, or with real episodes instead of a planner. A
+published run can be given as it is, with `official.backbone` beside it (see `configs/wall.py`).
 """
 
 import ml_collections

@@ -30,20 +30,43 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
     """
     if mode not in MODES:
         raise ValueError(f"configs/train_wall.py has the modes {', '.join(MODES)}, not {mode!r}")
+    config = _small(f"train-wall-{mode}")
+    if mode == "official":
+        config.model.update(standardize_latents=False)
+        config.model.predictor.update(residual=False, dropout=0.1)
+    if mode == "finetune":
+        config.init.update(checkpoint="bundled", dropout=0.1)
+        config.data.update(train=1728, validation=192)
+        # A shard's latents are held together: 60 MB at the official size.
+        config.predictor.update(rounds=540, shard=16, offsets=5)
+        config.decoder.update(steps=500)
+        config.validation.update(rollouts=32, episodes=20)
+    if mode in ("official", "finetune"):
+        config.predictor.update(optimizer="adamw", learning_rate=5e-4, embeddings_learning_rate=5e-4)
+        config.decoder.update(learning_rate=3e-4)
+        for stage in (config.predictor, config.decoder):
+            stage.update(schedule="constant", warmup=0, batch=32)
+    return config
+
+
+def _small(name: str) -> ml_collections.ConfigDict:
     model = bundled_config().to_dict()
     model["standardize_latents"] = True  # ours, not DINO-WM's
     model["predictor"]["residual"] = True  # likewise
 
     config = ml_collections.ConfigDict()
-    config.name = f"train-wall-{mode}"
+    config.name = name
     config.seed = 0
     config.env = dict(name="wall", door_y=10, wall_x=32)
     config.model = model
     config.dataset = ""  # official wall_single, folder or zip file, instead of generated trajectories
-    # A checkpoint, converted, trained here or 'bundled', of which the model's sizes, the encoder (which stays as it is)
-    # and the statistics are taken; and whether the others start from its weights or anew.
+    # A checkpoint, converted, trained here or 'bundled', or a published run (outputs.zip/wall_single), of which the
+    # model's sizes, the encoder (which stays as it is) and the statistics are taken; and whether the others start from
+    # its weights or anew.
     # `dropout` is the predictor's from then on; below 0 it stays the checkpoint's.
     config.init = dict(checkpoint="", predictor=True, decoder=True, dropout=-1.0)
+    # Of a published run, as in configs/wall.py.
+    config.official = dict(backbone="", epoch="latest", encoder_heads=0, sha256="")
     config.data = dict(
         train=96000,  # trajectories
         validation=1000,
@@ -71,6 +94,7 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
         shard=6000,  # trajectories encoded together
         passes=1,
         batch=64,
+        offsets=1,  # steps of a trajectory from which frames are taken; 5, the frameskip, is official: clips from all
         optimizer="muon",  # or adamw, which is official
         learning_rate=1.5e-2,
         embeddings_learning_rate=0.0,  # of adamw; 0: learning_rate
@@ -88,19 +112,4 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
         iterations=5,
         planner=dict(samples=64, elites=4, steps=8),  # of configs/wall.py:small
     )
-    if mode == "official":
-        config.model.update(standardize_latents=False)
-        config.model.predictor.update(residual=False, dropout=0.1)
-    if mode == "finetune":
-        config.init.update(checkpoint="bundled", dropout=0.1)
-        config.data.update(train=1728, validation=192)
-        # A shard's latents are held together: 60 MB at the official size.
-        config.predictor.update(rounds=108, shard=16)
-        config.decoder.update(steps=500)
-        config.validation.update(rollouts=32, episodes=20)
-    if mode in ("official", "finetune"):
-        config.predictor.update(optimizer="adamw", learning_rate=5e-4, embeddings_learning_rate=5e-4)
-        config.decoder.update(learning_rate=3e-4)
-        for stage in (config.predictor, config.decoder):
-            stage.update(schedule="constant", warmup=0, batch=32)
     return config

@@ -14,7 +14,7 @@ is the protocol of the study (arXiv 2602.02110): 300 samples, 30 elites, 10 step
     python -m experiments.sweep --config=configs/wall.py:methods
 
 compares the five methods of the study at 3, 4, 6 and 8 bits, with and without groups, with activations in floating
-point, per tensor and per token, and with encoder and predictor apart: 81 variants on the episodes and the planner of
+point, per tensor and per token, and with encoder and predictor apart: 91 variants on the episodes and the planner of
 'small'.
 """
 
@@ -30,7 +30,7 @@ BITS = (8, 6, 4, 3)
 
 
 def method_variants(group: int = 32) -> str:
-    """The five methods at the study's bits: weights alone, in groups, with activations, and modules apart at 4 bits.
+    """The five methods at the study's bits: weights alone, in groups, with activations, and modules apart at 4 and 3.
 
     Args:
       group: size of the groups. The study's 128 divides no width of the bundled model (64, 96, 256); 32 is the largest
@@ -40,7 +40,7 @@ def method_variants(group: int = 32) -> str:
     for method in METHODS:
         for bits in BITS:
             texts += [f"{method}:w{bits}", f"{method}:w{bits}g{group}"]
-        texts += [f"{method}:w{w}a{a}-{kind}" for w, a in ((8, 8), (4, 8)) for kind in ("tensor", "token")]
+        texts += [f"{method}:w{w}a{a}-{kind}" for w, a in ((8, 8), (6, 6), (4, 8)) for kind in ("tensor", "token")]
         texts += [f"{module}={method}:w{bits}" for module in ("encoder", "predictor") for bits in (4, 3)]
     return " ".join(texts)
 
@@ -51,7 +51,10 @@ def get_config(mode: str = "study") -> ml_collections.ConfigDict:
         raise ValueError(f"configs/wall.py has the modes {', '.join(MODES)}, not {mode!r}")
     config = ml_collections.ConfigDict()
     config.name = f"wall-{mode}"
-    config.checkpoint = "bundled"  # or the folder of a checkpoint
+    config.checkpoint = "bundled"  # or the folder of a checkpoint, or a published run (outputs.zip/wall_single)
+    # Of a published run: DINOv2's weights (.pth or .safetensors), which of its checkpoints, attention heads of a
+    # backbone of unpublished width, and checksums that files must have, separated by commas.
+    config.official = dict(backbone="", epoch="latest", encoder_heads=0, sha256="")
     config.dataset = ""  # official data set, folder or zip file: statistics that a converted model lacks, real episodes
     config.env = dict(name="wall", door_y=10, wall_x=32)
     config.variants = VARIANTS

@@ -1,13 +1,14 @@
 """The official Wall protocol, for the published model and data set.
 
-    python -m experiments.sweep --config=configs/wall_official.py --config.checkpoint=models/wall \\
-        --config.dataset=wall_single.zip
+    python -m experiments.sweep --config=configs/wall_official.py --config.checkpoint=outputs.zip/wall_single \\
+        --config.official.backbone=dinov2_vits14_pretrain.pth --config.dataset=wall_single.zip
 
-`models/wall` is what `experiments.convert` writes. Seed 99, 50 episodes whose starts and goals are random states (not
-taken from the data, which would be `episodes.goal_source=dset`), horizon of 5 model actions of 5 steps, CEM with 300
-samples, 30 elites and 10 steps, all 5 planned actions executed, the simulator asked after every step, objective of the
-last frame with alpha 1; 7 MPC iterations. A GPU is needed: the model has 42 M parameters and 196 tokens a frame. The
-time has not been measured.
+takes them as they are; `experiments.convert` makes a checkpoint of the first two to keep.
+
+Seed 99, 50 episodes whose starts and goals are random states (not taken from the data, which would be
+`episodes.goal_source=dset`), horizon of 5 model actions of 5 steps, CEM with 300 samples, 30 elites and 10 steps, all 5
+planned actions executed, the simulator asked after every step, objective of the last frame with alpha 1; 7 MPC
+iterations. A GPU is needed: the model has 42 M parameters and 196 tokens a frame. The time has not been measured.
 
 What papers report, as success on Wall:
 

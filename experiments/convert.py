@@ -45,6 +45,8 @@ def _size(count: int) -> str:
 def to_ours() -> None:
     """Official files to our checkpoint."""
     from wmq_jax.checkpoints import convert, digests
+    from wmq_jax.checkpoints.official_run import load_official, official_normalizer
+    from wmq_jax.data import open_dataset
 
     with cli.one_sentence_errors():
         if _RUN_DIR.value == "bundled":
@@ -52,11 +54,12 @@ def to_ours() -> None:
                 "bundled is the model that ships here, no official run: use it as --config.checkpoint=bundled"
             )
         # A data set may have 55 GB, which are read for its digest only if digests are asked for.
-        dataset = _DATASET.value if _SHA256.value else None
-        files = digests.file_digests(_RUN_DIR.value, _BACKBONE.value, dataset, _EPOCH.value)
+        hashed = _DATASET.value if _SHA256.value else None
+        files = digests.file_digests(_RUN_DIR.value, _BACKBONE.value, hashed, _EPOCH.value)
         digests.check_digests(files, _SHA256.value)
-        model = convert.load_official(_RUN_DIR.value, _BACKBONE.value, _EPOCH.value, _HEADS.value)
-        normalizer = convert.official_normalizer(model.settings, model.config, _DATASET.value, model.normalizer)
+        model = load_official(_RUN_DIR.value, _BACKBONE.value, _EPOCH.value, _HEADS.value)
+        dataset = open_dataset(_DATASET.value) if _DATASET.value else None
+        normalizer = official_normalizer(model.settings, model.config, dataset, model.normalizer)
         mapped = convert.convert_run(model, _OUT.value, normalizer, files)
     for path, digest in files.items():
         print(f"read       {path}\n           sha256 {digest}")

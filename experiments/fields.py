@@ -5,9 +5,12 @@ def _in(group: str, names: str) -> tuple[str, ...]:
     return tuple(f"{group}.{name}" for name in names.split())
 
 
+# Of whatever opens a published run.
+_OFFICIAL = _in("official", "backbone epoch encoder_heads sha256")
 # Of whatever plans with the study's planner.
 _PLANNING = (
     *("name", "checkpoint", "dataset", "env.name", "calibration_source"),
+    *_OFFICIAL,
     *_in("planner", "optimizer horizons executed iterations seeds samples elites steps init_std check_every"),
     *_in("planner", "learning_rate step_noise objective alpha base"),
     *_in("episodes", "count base_seed goal_source goal_horizon"),
@@ -21,6 +24,7 @@ QUANTIZE = ("variant", "held_out", *_PLANNING)
 TRAIN = (
     *("name", "seed", "dataset", "env.name", "model.encoder", "model.predictor", "model.frameskip"),
     *_in("init", "checkpoint predictor decoder"),
+    *_OFFICIAL,
     *_in("data", "train validation walk"),
     *("encoder", "predictor.shard", "decoder", "validation.rollouts", "validation.planner"),
 )

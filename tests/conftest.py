@@ -58,3 +58,12 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.section("golden recordings")
     for line in lines:
         terminalreporter.write_line(line)
+
+
+@pytest.fixture
+def compilation_cache(tmp_path_factory):
+    """Opening a results folder turns the persistent cache on; what other tests count stays theirs."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "compiled"))
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)

@@ -12,13 +12,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs import quantize, train_wall, wall, wall_official
+from configs import quantize, train_wall, wall
 from tests.golden.conftest import golden_path
 from wmq_jax.checkpoints.native import bundled_model_path, load_model, save_model
 from wmq_jax.cli import load_config
 from wmq_jax.io import save_torch
 from wmq_jax.quantized import build_variant, parse_variant
-from wmq_jax.sweep import check_settings
 from wmq_jax.sweep.quantization import default_workdir
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +86,8 @@ def test_files_that_it_links_exist():
         assert (ROOT / target).exists(), target
 
 
-def test_the_conversion_that_it_shows_runs(tmp_path):
+@pytest.mark.slow
+def test_the_commands_for_published_files_run(tmp_path):
     """Word by word, on the recorded run under the published names; its small backbone needs its head count beside."""
     run = next((golden_path("checkpoint") / "outputs").glob("*/hydra.yaml")).parent
     with zipfile.ZipFile(tmp_path / "outputs.zip", "w") as file:
@@ -105,18 +105,15 @@ def test_the_conversion_that_it_shows_runs(tmp_path):
             {name.removeprefix(prefix): world[name] for name in world.files if name.startswith(prefix)},
         )
         heads = int(world["spec/enc_heads"])
-    lines = re.findall(r"^python -m experiments\.convert .*$", TEXT, re.M)
-    assert len(lines) == 2
-    for line, extra in zip(lines, ([f"--encoder_heads={heads}"], [])):
+    (sweep,) = re.findall(r"^python -m experiments\.sweep --config=configs/wall_official.*$", TEXT, re.M)
+    # The full protocol needs a GPU.
+    sweep = sweep.replace("configs/wall_official.py", f"{ROOT}/configs/wall_official.py:small")
+    lines = [sweep, *re.findall(r"^python -m experiments\.convert .*$", TEXT, re.M)]
+    assert len(lines) == 3
+    for line, extra in zip(lines, ([f"--config.official.encoder_heads={heads}"], [f"--encoder_heads={heads}"], [])):
         command = [sys.executable, *line.split()[1:], *extra]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "outputs" / "wall" / "hydra.yaml").is_file()
-
-
-def test_the_sweep_of_published_files_is_accepted():
-    (line,) = re.findall(r"^python -m experiments\.sweep --config=configs/wall_official.*$", TEXT, re.M)
-    words = dict(word.removeprefix("--config.").split("=", 1) for word in line.split() if word.startswith("--config."))
-    settings = check_settings({**wall_official.get_config().to_dict(), **words})
-    assert settings.dataset == "wall_single.zip" and settings.checkpoint == "models/wall"
+    assert (tmp_path / "results" / "wall-small-protocol" / "report.html").is_file()

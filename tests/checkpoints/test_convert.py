@@ -11,88 +11,20 @@ import pytest
 import yaml
 
 from tests.checkpoints import published
+from tests.checkpoints.run_files import CONFIG, HEADS, by_module, write_run
 from tests.data.official_files import make_maze
-from tests.io.torch_files import Call, Name, Storage, module, parameter, tensor, write_torch
 from tests.models.tiny import random_model, tiny_config
 from tests.programs import program
 from wmq_jax.checkpoints.backbone import backbone_config
-from wmq_jax.checkpoints.convert import (
-    UNUSED,
-    convert_run,
-    export_torch,
-    load_official,
-    official_normalizer,
-)
+from wmq_jax.checkpoints.convert import UNUSED, convert_run, export_torch
 from wmq_jax.checkpoints.hydra import hydra_settings, model_config, portion
-from wmq_jax.checkpoints.native import load_model, save_model
+from wmq_jax.checkpoints.native import PORTION, load_model, save_model
 from wmq_jax.checkpoints.official import from_torch, is_unused, parameter_shapes, to_torch, weights
-from wmq_jax.checkpoints.opening import PORTION, kept_portion
+from wmq_jax.checkpoints.official_run import load_official, official_normalizer
 from wmq_jax.checkpoints.run_folder import BESIDE
-from wmq_jax.data import Normalizer, Portion
+from wmq_jax.data import Normalizer, Portion, open_dataset
 from wmq_jax.io import save_torch, sha256_of
-from wmq_jax.models import DecoderConfig, ViTConfig, official_config
-
-DECODER = DecoderConfig(channel=4, n_embed=6, n_res_block=1, n_res_channel=3)
-CONFIG = tiny_config(decoder=DECODER, frameskip=2)
-HEADS = CONFIG.encoder.heads
-CLASSES = {
-    "encoder": "models.dino.DinoV2Encoder",
-    "predictor": "models.vit.ViTPredictor",
-    "decoder": "models.vqvae.VQVAE",
-    "proprio_encoder": "models.proprio.ProprioceptiveEmbedding",
-    "action_encoder": "models.proprio.ProprioceptiveEmbedding",
-}
-
-
-def by_module(state):
-    """Weights by module, the encoder's without the wrapper's name."""
-    modules = {}
-    for name, weight in state.items():
-        key, rest = name.split(".", 1)
-        modules.setdefault(key, {})[rest.removeprefix("base_model.")] = weight
-    return modules
-
-
-class Storages:
-    """Collects arrays as storages of a torch file."""
-
-    def __init__(self):
-        self.data = {}
-
-    def tensor(self, array):
-        key = str(len(self.data))
-        self.data[key] = np.ascontiguousarray(array).tobytes()
-        strides = tuple(step // array.itemsize for step in np.ascontiguousarray(array).strides)
-        return parameter(tensor(Storage("FloatStorage", key, array.size, "cuda:0"), array.shape, strides))
-
-    def module(self, class_name, weights, **attributes):
-        """A module whose children follow the dots of the weights' names."""
-        own = {name: self.tensor(w) for name, w in weights.items() if "." not in name}
-        children = {name.split(".")[0]: None for name in weights if "." in name}
-        for child in children:
-            part = {n.removeprefix(f"{child}."): w for n, w in weights.items() if n.startswith(f"{child}.")}
-            heads = {"num_heads": HEADS} if child == "attn" else {}
-            children[child] = self.module("torch.nn.modules.container.Sequential", part, **heads)
-        return module(class_name, own, children, **attributes)
-
-
-def write_run(folder, config, state, with_encoder=False, env="wall"):
-    """An official run folder of pickled modules, and its backbone file."""
-    modules, storages = by_module(state), Storages()
-    (folder / "checkpoints").mkdir(parents=True)
-    settings = hydra_settings(config, "dinov2_vits14_reg" if config.encoder.registers else "dinov2_vits14", env)
-    (folder / "hydra.yaml").write_text(yaml.safe_dump(settings))
-    content = {"epoch": 7}
-    if with_encoder:
-        wrapped = {f"base_model.{name}": w for name, w in modules["encoder"].items()}
-        content["encoder"] = storages.module(CLASSES["encoder"], wrapped)
-        content["encoder_optimizer"] = Call(Name("torch.optim.adam", "Adam"))
-    for name in ("predictor", "decoder", "action_encoder", "proprio_encoder"):
-        if name in modules:
-            content[name] = storages.module(CLASSES[name], modules[name])
-    write_torch(folder / "checkpoints" / "model_latest.pth", content, storages.data)
-    save_torch(folder / "backbone.pth", modules["encoder"])
-    return folder
+from wmq_jax.models import ViTConfig, official_config
 
 
 @pytest.fixture(scope="module")
@@ -215,8 +147,8 @@ def test_what_the_run_took_of_its_data_set_is_kept(run, tmp_path):
     arrays = make_maze(tmp_path / "point_maze")
     model = load_official(run, run / "backbone.pth", heads=HEADS)
     convert_run(model, tmp_path / "ours", None)
-    assert kept_portion(load_model(tmp_path / "ours")) == Portion(3, 0.8)
-    found = official_normalizer(model.settings, CONFIG.replace(proprio_dim=4), tmp_path / "point_maze")
+    assert load_model(tmp_path / "ours").portion == Portion(3, 0.8)
+    found = official_normalizer(model.settings, CONFIG.replace(proprio_dim=4), open_dataset(tmp_path / "point_maze"))
     valid = np.concatenate([rows[:n] for rows, n in zip(arrays["actions"][:3], arrays["seq_lengths"][:3])])
     np.testing.assert_allclose(found.action_mean, valid.mean(0), rtol=1e-4, atol=1e-6)
 
@@ -280,7 +212,7 @@ def test_a_damaged_or_missing_file_beside_the_run_is_named(run, tmp_path):
             load_official(tmp_path / "theirs")
     (tmp_path / "theirs" / "dinov2_vits14_pretrain.pth").unlink()
     file.unlink()
-    with pytest.raises(ValueError, match=r"must be given \(--backbone\); .*theirs has no dinov2_vits14_pretrain.pth"):
+    with pytest.raises(ValueError, match=r"must be given \(--backbone, .*theirs has no dinov2_vits14_pretrain.pth"):
         load_official(tmp_path / "theirs")
     settings = tmp_path / "theirs" / "hydra.yaml"
     settings.write_text(settings.read_text().replace("name: dinov2_vits14", "name: ../dinov2"))

@@ -9,9 +9,9 @@ import pytest
 
 from tests.golden.conftest import golden_path
 from tests.io.test_torch_fuzz import mutated
-from wmq_jax.checkpoints.convert import load_official
 from wmq_jax.checkpoints.hydra import encoder_feature, model_config, read_hydra
 from wmq_jax.checkpoints.official import from_torch, weights
+from wmq_jax.checkpoints.official_run import load_official
 from wmq_jax.data import open_dataset
 from wmq_jax.io import save_torch
 from wmq_jax.models import official_config

@@ -58,12 +58,9 @@ def test_point_maze_statistics_skip_the_padding(tmp_path):
     np.testing.assert_allclose(dataset.normalizer.proprio_std, valid.std(0, ddof=1), rtol=1e-5)
     np.testing.assert_array_equal(dataset.frames(1), arrays["frames"][1])
     cut = dataset.trajectories([0, 2], frameskip=3)
-    assert cut.states.shape == (2, 7, 4) and cut.actions.shape == (
-        2,
-        6,
-        2,
-    )  # 9 steps, of which 6 make two model actions
-    np.testing.assert_array_equal(cut.actions, arrays["actions"][[0, 2], :6])
+    steps = min(arrays["seq_lengths"][i] for i in (0, 2)) - 1
+    assert cut.states.shape == (2, steps + 1, 4) and cut.actions.shape == (2, steps, 2)
+    np.testing.assert_array_equal(cut.actions, arrays["actions"][[0, 2], :steps])
 
 
 @pytest.mark.parametrize("lengths", [None, np.array([12, 7, 9, 12, 6]), [np.int64(n) for n in (12, 7, 9, 12, 6)]])
@@ -128,8 +125,8 @@ def test_walls_for_training_have_their_layouts_in_their_states(tmp_path, wall):
     dataset = open_dataset(tmp_path / "wall_single").taken(Portion(split_ratio=0.6))
     parts = wall_parts(dataset, frameskip=5)
     for part, episodes in zip(parts.values(), dataset.split()):
-        assert part.states.shape == (len(episodes), 11, 4) and part.actions.shape == (len(episodes), 10, 2)
-        np.testing.assert_array_equal(part.states[..., :2], dataset.states[episodes, :11])
+        assert part.states.shape == (len(episodes), 12, 4) and part.actions.shape == (len(episodes), 11, 2)
+        np.testing.assert_array_equal(part.states[..., :2], dataset.states[episodes])
         np.testing.assert_array_equal(part.states[:, 5, 2], wall["door_locations"][episodes, 0, 0])
         assert (part.states[..., 3] == 32).all()
     with pytest.raises(ValueError, match="has 5 episodes, of which none is left for validation"):

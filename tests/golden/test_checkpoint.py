@@ -12,9 +12,11 @@ import pytest
 
 from tests.golden.tally import REDUCED, golden_folder
 from tests.io.torch_files import Call, Name, module, pickled, write_torch
-from wmq_jax.checkpoints.convert import convert_run, export_torch, load_official, official_normalizer
+from wmq_jax.checkpoints.convert import convert_run, export_torch
 from wmq_jax.checkpoints.native import load_model
 from wmq_jax.checkpoints.official import from_torch
+from wmq_jax.checkpoints.official_run import load_official, official_normalizer
+from wmq_jax.data import open_dataset
 from wmq_jax.io import Module, load_torch, save_torch
 from wmq_jax.models import WorldModel, normalize_image
 
@@ -106,7 +108,7 @@ def test_the_converted_model_rolls_out_as_recorded(model, recording, close):
 
 
 def test_there_and_back(model, golden, recording, heads, tmp_path, compared):
-    normalizer = official_normalizer(model.settings, model.config, golden.path("dataset_wall"))
+    normalizer = official_normalizer(model.settings, model.config, open_dataset(golden.path("dataset_wall")))
     convert_run(model, tmp_path / "ours", normalizer)
     modules = export_torch(tmp_path / "ours", tmp_path / "theirs")
     names = recorded_names(recording)

@@ -13,30 +13,25 @@ import pytest
 
 from wmq_jax import sweep as sweeps
 from wmq_jax import training
-from wmq_jax.checkpoints.convert import convert_run, load_official, official_normalizer
+from wmq_jax.checkpoints.convert import convert_run
 from wmq_jax.checkpoints.native import load_model
+from wmq_jax.checkpoints.official_run import load_official, official_normalizer
+from wmq_jax.checkpoints.opening import OfficialOptions
 from wmq_jax.cli import load_config
 from wmq_jax.data import open_dataset
-from wmq_jax.io import save_torch
+from wmq_jax.io import save_torch, sha256_of
 from wmq_jax.sweep.calibration import drawn_episodes
+from wmq_jax.sweep.preparation import IDENTITY
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compilation_cache")]
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 
 
-@pytest.fixture(autouse=True)
-def compilation_cache():
-    """Opening a folder turns on a cache of its own, in which nothing is compiled yet."""
-    before = jax.config.jax_compilation_cache_dir
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
-
-
 @pytest.fixture(scope="module")
-def files(golden, tmp_path_factory):
-    """A folder with `models/wall` and `wall_single.zip`, as the README's first command leaves it."""
+def files(golden, heads, tmp_path_factory):
+    """A folder with the published files under their names, and `models/wall` that the README's conversion makes."""
     folder = tmp_path_factory.mktemp("published")
     (settings,) = golden.path("checkpoint").glob("outputs/*/hydra.yaml")
     with zipfile.ZipFile(folder / "outputs.zip", "w") as archive:
@@ -48,20 +43,23 @@ def files(golden, tmp_path_factory):
     else:
         shutil.copyfile(data, folder / "wall_single.zip")
     world = golden("world_model.npz")
-    save_torch(folder / "backbone.pth", world.under("sd/encoder.base_model."))
-    heads = world.scalar("spec/enc_heads")
-    model = load_official(folder / "outputs.zip" / "wall_single", folder / "backbone.pth", heads=heads)
-    normalizer = official_normalizer(model.settings, model.config, folder / "wall_single.zip")
+    save_torch(folder / "dinov2_vits14_pretrain.pth", world.under("sd/encoder.base_model."))
+    model = load_official(folder / "outputs.zip" / "wall_single", folder / "dinov2_vits14_pretrain.pth", heads=heads)
+    normalizer = official_normalizer(model.settings, model.config, open_dataset(folder / "wall_single.zip"))
     convert_run(model, folder / "models" / "wall", normalizer)
     return folder
+
+
+@pytest.fixture(scope="module")
+def heads(golden):
+    """Attention heads of the recorded backbone, whose width is not a published one."""
+    return golden("world_model.npz").scalar("spec/enc_heads")
 
 
 def readme_config(program, where, files, monkeypatch, **changes):
     """The config of the README's command for these files, with fields `group__field=value` changed."""
     monkeypatch.chdir(files)  # the paths in the README are relative
-    (line,) = re.findall(
-        rf"^python -m experiments\.{program} --config={re.escape(where)} .*models/wall.*$", README, re.M
-    )
+    (line,) = re.findall(rf"^python -m experiments\.{program} --config={re.escape(where)} .*$", README, re.M)
     assert "--config.dataset=wall_single.zip" in line
     words = dict(re.findall(r"--config\.([\w.]+)=(\S+)", line))
     config = load_config(f"{ROOT}/{where}").to_dict()
@@ -89,8 +87,8 @@ def calibration(files):
 TINY = dict(samples=3, elites=2, steps=1, iterations=1, horizons="2")
 
 
-def test_sweep(files, calibration, monkeypatch, tmp_path):
-    """Calibrated on real episodes, between states of a validation trajectory, on that trajectory's wall."""
+def test_sweep(files, heads, calibration, monkeypatch, tmp_path):
+    """The files as they are, calibrated on real episodes, between states of a validation trajectory on its wall."""
     dataset = open_dataset(files / "wall_single.zip")
     (valid,) = dataset.split().valid
     config = readme_config(
@@ -98,6 +96,7 @@ def test_sweep(files, calibration, monkeypatch, tmp_path):
         "configs/wall_official.py",
         files,
         monkeypatch,
+        official__encoder_heads=heads,
         variants="w8a8-tensor",
         calibration=calibration,
         calibration_source="dataset",
@@ -107,6 +106,7 @@ def test_sweep(files, calibration, monkeypatch, tmp_path):
         pictures=0,
         **{f"planner__{name}": value for name, value in TINY.items()},
     )
+    assert config["checkpoint"] == "outputs.zip/wall_single"
     sweep = sweeps.prepare(sweeps.check_settings(config), config)
     folder = sweeps.open_folder(sweep, tmp_path / "results")
     with folder.locked():
@@ -120,6 +120,29 @@ def test_sweep(files, calibration, monkeypatch, tmp_path):
     # The same plans are judged, by a model in eight bits.
     assert costs[2:] != costs[:2] and costs[2:] == pytest.approx(costs[:2], rel=0.3)
     assert set(sweep.evaluation.segments[:, 0]) == {valid}
+
+
+def test_a_run_and_its_conversion_are_one_model(files, heads, monkeypatch):
+    """What decides rows is the same, also where checksums are asked for."""
+    names = ("outputs.zip", "dinov2_vits14_pretrain.pth", "wall_single.zip")
+    sums = ",".join(sha256_of(files / name) for name in names)
+    config = readme_config(
+        "sweep",
+        "configs/wall_official.py",
+        files,
+        monkeypatch,
+        official__encoder_heads=heads,
+        official__sha256=sums,
+        variants="w8",
+    )
+    direct = sweeps.prepare(sweeps.check_settings(config), config)
+    config |= dict(checkpoint="models/wall", official=vars(OfficialOptions()))
+    converted = sweeps.prepare(sweeps.check_settings(config), config)
+    assert direct.config["rows"].pop("checkpoint") != converted.config["rows"].pop("checkpoint")
+    assert {name: direct.config[name] for name in IDENTITY} == {name: converted.config[name] for name in IDENTITY}
+    files_of = [sweep.checkpoint.metadata["official"].pop("files") for sweep in (direct, converted)]
+    assert [set(found) for found in files_of] == [set(names), set()]
+    assert direct.checkpoint.metadata == converted.checkpoint.metadata
 
 
 def test_quantize(files, calibration, monkeypatch, tmp_path):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests.data.official_files import make_wall, zipped
-from wmq_jax.checkpoints.convert import load_official
+from wmq_jax.checkpoints.official_run import load_official
 from wmq_jax.data import open_dataset
 from wmq_jax.io.place import open_place
 

@@ -7,17 +7,10 @@ import pytest
 
 from wmq_jax import sweep as sweeps
 
+pytestmark = pytest.mark.usefixtures("compilation_cache")
+
 COMPILED = "/jax/core/compile/backend_compile_duration"
 MODULES, GROUPINGS = 2, 2  # encoder and predictor; the variants below have whole rows and groups of 8
-
-
-@pytest.fixture(autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Opening a folder turns the persistent cache on; other tests count compilations."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "compiled"))
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 def compilations(sweep, path):

@@ -14,8 +14,7 @@ from configs import quantize, wall_official
 from tests.data.official_files import make_maze, make_wall, write
 from tests.sweep.conftest import TINY
 from wmq_jax import sweep as sweeps
-from wmq_jax.checkpoints.native import load_model, save_model
-from wmq_jax.checkpoints.opening import PORTION
+from wmq_jax.checkpoints.native import PORTION, load_model, save_model
 from wmq_jax.data import Normalizer, OfficialDataset, Portion, open_dataset
 from wmq_jax.data.splits import Split
 from wmq_jax.envs import Wall, dataset_manifest
@@ -42,7 +41,7 @@ def converted(checkpoint, tmp_path_factory):
 
 
 def test_a_converted_model_takes_the_statistics_of_its_data_set(prepare, converted, data):
-    with pytest.raises(ValueError, match="converted without its data set.*set dataset to"):
+    with pytest.raises(ValueError, match="are unknown without its data set: set dataset to"):
         prepare(checkpoint=str(converted))
     found = prepare(checkpoint=str(converted), dataset=str(data)).problem.normalizer
     assert found.to_dict() == open_dataset(data).normalizer.to_dict()

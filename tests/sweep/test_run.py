@@ -2,7 +2,6 @@
 
 import json
 
-import jax
 import pytest
 
 from tests.quick_jit import quick_compilation
@@ -12,16 +11,7 @@ from wmq_jax.sweep.rows import from_line, row_key
 SMALL = dict(variants="w8a8-tensor", planner__seeds="0", planner__horizons="2")
 
 
-pytestmark = pytest.mark.usefixtures("quickly")
-
-
-@pytest.fixture(autouse=True)
-def compilation_cache(tmp_path_factory):
-    """Opening a folder turns the persistent cache on; other tests count compilations."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.getbasetemp() / "compiled"))
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
+pytestmark = pytest.mark.usefixtures("quickly", "compilation_cache")
 
 
 def run(sweep, path):

@@ -174,7 +174,7 @@ def test_the_comparison_of_methods_covers_the_study():
     """Every method at its bits, with and without groups, at both granularities of activations, and modules apart."""
     settings = check_settings(load_config("configs/wall.py:methods").to_dict())
     variants = settings.variants
-    assert len({variant.text for variant in variants}) == len(variants) == 81
+    assert len({variant.text for variant in variants}) == len(variants) == 91
     whole = [variant.predictor for variant in variants if variant.encoder == variant.predictor]
     for method in ("rtn", "omse", "smoothquant", "awq", "omniquant"):
         of = [spec for spec in whole if spec.method == method]

@@ -6,8 +6,7 @@ import pytest
 
 from tests.data.official_files import make_maze, make_wall, write
 from wmq_jax import training
-from wmq_jax.checkpoints.native import abstract_params, load_model, save_model
-from wmq_jax.checkpoints.opening import PORTION
+from wmq_jax.checkpoints.native import PORTION, abstract_params, load_model, save_model
 from wmq_jax.data import Normalizer, Portion, load_trajectories, open_dataset
 from wmq_jax.models import WorldModelConfig
 from wmq_jax.training.loop import StageResult, run_stage
@@ -54,11 +53,11 @@ def test_a_data_set_gives_its_official_parts_with_the_layout_of_each(with_data):
     config, given = training.take_given(with_data)
     dataset = open_dataset(with_data["dataset"])
     split = dataset.split()
-    assert (config["data"]["train"], config["data"]["validation"]) == (4, 1) and config["data"]["walk"]["steps"] == 10
+    assert (config["data"]["train"], config["data"]["validation"]) == (4, 1) and config["data"]["walk"]["steps"] == 12
     assert (config["predictor"]["shard"], config["validation"]["rollouts"]) == (4, 1)
     states, actions = given.trajectories["train"]
-    np.testing.assert_array_equal(states[..., :2], dataset.states[split.train, :11])
-    np.testing.assert_array_equal(actions, dataset.actions[split.train, :10])
+    np.testing.assert_array_equal(states[..., :2], dataset.states[split.train])
+    np.testing.assert_array_equal(actions, dataset.actions[split.train, :12])
     assert sorted(states[:, 0, 2]) == [10, 10, 10, 20] and (states[..., 3] == 32).all()
     assert with_data["data"]["train"] == 40, "the config that was given is left alone"
 
@@ -92,7 +91,7 @@ def test_the_split_is_that_of_the_checkpoints_run(converted, tmp_path):
     taken, given = training.take_given(config)
     dataset = open_dataset(config["dataset"]).taken(portion)
     assert (taken["data"]["train"], taken["data"]["validation"]) == (2, 2) and given.portion == portion
-    np.testing.assert_array_equal(given.trajectories["train"].actions, dataset.actions[dataset.split().train, :10])
+    np.testing.assert_array_equal(given.trajectories["train"].actions, dataset.actions[dataset.split().train, :12])
     assert given.normalizer.to_dict() == dataset.normalizer.to_dict()
     assert taken["given"]["dataset"]["n_rollout"] == 4
     save_model(tmp_path / "own", model.config, params, STATISTICS, {PORTION: portion._asdict()})
@@ -189,7 +188,7 @@ def test_what_does_not_fit_is_named(converted, tmp_path):
     with pytest.raises(ValueError, match="^model.num_hist cannot be set beside init.checkpoint"):
         training.take_given(config, ["seed", "model.num_hist"])
     without_data = {**config, "dataset": ""}
-    with pytest.raises(ValueError, match="converted without its data set.*set dataset to"):
+    with pytest.raises(ValueError, match="are unknown without its data set: set dataset to"):
         training.take_given(without_data)
     for name, words in (("nowhere", "no model checkpoint at nowhere"), (str(tmp_path / "maze"), "is a model of pusht")):
         if name != "nowhere":

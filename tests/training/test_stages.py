@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wmq_jax.data import Normalizer
+from wmq_jax.data import Normalizer, Trajectories
+from wmq_jax.data.splits import clip_slices
 from wmq_jax.envs import Wall
 from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, WorldModel, WorldModelConfig
 from wmq_jax.training import WalkConfig, generate_trajectories
@@ -44,6 +45,27 @@ def trajectories():
 @pytest.fixture(scope="module")
 def frames(trajectories):
     return frames_of(trajectories, ENV, Normalizer.fit(trajectories.actions, trajectories.states), CONFIG.frameskip)
+
+
+def test_from_every_offset_the_clips_are_the_official_ones(trajectories):
+    """Frames 5 steps apart from every first step; trajectories may end between two frames."""
+    normalizer = Normalizer.fit(trajectories.actions, trajectories.states)
+    cut = Trajectories(trajectories.states[:, :20], trajectories.actions[:, :19])
+    found = frames_of(cut, ENV, normalizer, 5, offsets=5)
+    states, actions = cut
+    assert found.states.shape[:2] == (5 * 40, 1 + 15 // 5)
+    clips = {
+        (row % 40, row // 40 + 5 * start): (found.states[row, start : start + 2], found.actions[row, start])
+        for row in range(0, 200, 7)
+        for start in range(3)
+    }
+    for (row, first), (pair, action) in clips.items():
+        np.testing.assert_array_equal(pair, states[row, [first, first + 5]])
+        expected = normalizer.to_model_actions(actions[row, first : first + 5], 5)[0]
+        np.testing.assert_allclose(action, expected, rtol=1e-6)
+    everywhere = {(row % 40, row // 40 + 5 * start) for row in range(200) for start in range(3)}
+    official = {(row, first) for row, first, _ in clip_slices([len(x) for x in states], 2, 5).tolist()}
+    assert official <= everywhere
 
 
 def moved(before, after):

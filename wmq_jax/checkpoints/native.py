@@ -23,13 +23,14 @@ import numpy as np
 from wmq_jax import io, quant
 from wmq_jax.checkpoints import packed
 from wmq_jax.checkpoints.run_folder import SETTINGS
-from wmq_jax.data import Normalizer
+from wmq_jax.data import Normalizer, Portion
 from wmq_jax.io.orbax import restore_tree, save_tree
 from wmq_jax.io.place import archive_of
 from wmq_jax.io.wording import plain, quoted
 from wmq_jax.models import WorldModel, WorldModelConfig
 
 FORMAT = "wmq_jax model 1"
+PORTION = "dataset"  # the key of a checkpoint's metadata that has what its run took of the data set
 _TREE, _DESCRIPTION = "params", "model.json"
 
 
@@ -58,10 +59,24 @@ class ModelCheckpoint:
         """What `wmq_jax.quantized.quantized_apply` takes."""
         return {"params": self.params, "quant": self.quant}
 
+    @property
+    def portion(self) -> Portion:
+        """What its run took of its data set; that of the published runs where it does not say.
+
+        Raises:
+          ValueError: the metadata is damaged there.
+        """
+        return Portion.from_dict(self.metadata.get(PORTION, {}))
+
 
 def bundled_model_path() -> Path:
     """The folder of the Wall model that ships with the package."""
     return Path(__file__).parent / "bundled" / "wall"
+
+
+def model_path(name: str) -> Path:
+    """The folder that a user means: `'bundled'`, or a path."""
+    return bundled_model_path() if name == "bundled" else Path(name)
 
 
 def save_model(
@@ -123,7 +138,7 @@ def load_model(path: str | os.PathLike, quantized: bool = False) -> ModelCheckpo
         message names it); or the model is quantized and may not be.
     """
     path = Path(path)
-    if not (path / _DESCRIPTION).is_file():
+    if not is_checkpoint(path):
         raise FileNotFoundError(f"no model checkpoint at {path}: {_why_none(path)}")
     description = _read_description(path)
     if not quantized and (description["packed"] or description["quantizers"]):
@@ -196,6 +211,11 @@ def check_params(config: WorldModelConfig, params: Any, where: str) -> None:
 
 def _by_path(tree: Any) -> dict[str, Any]:
     return {"/".join(key.key for key in path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def is_checkpoint(path: str | os.PathLike) -> bool:
+    """Whether a folder claims to be a checkpoint of ours."""
+    return (Path(path) / _DESCRIPTION).is_file()
 
 
 def _why_none(path: Path) -> str:

@@ -1,14 +1,44 @@
-"""Checkpoints as users name them, by folder or the one that ships with the package, and the data set beside them."""
+"""Checkpoints as users name them (ours by folder, the one that ships with the package, published runs as they are), and
+the data set beside them.
+"""
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import NamedTuple
 
-from wmq_jax.checkpoints.native import ModelCheckpoint, bundled_model_path, load_model
-from wmq_jax.data import OfficialDataset, Portion
+from wmq_jax.checkpoints.digests import check_digests, file_digests
+from wmq_jax.checkpoints.native import ModelCheckpoint, is_checkpoint, load_model, model_path
+from wmq_jax.checkpoints.official_run import load_official, official_normalizer, to_checkpoint
+from wmq_jax.checkpoints.run_folder import SETTINGS
+from wmq_jax.data import OfficialDataset, open_dataset
+from wmq_jax.io.place import archive_of
 from wmq_jax.io.wording import plain
 
-PORTION = "dataset"  # the key of a checkpoint's metadata that has what its run took of the data set
+
+@dataclasses.dataclass(frozen=True)
+class OfficialOptions:
+    """How to read a published run; the group `official` of a config.
+
+    Attributes:
+      backbone: DINOv2's weights; empty for the file beside the run's `hydra.yaml`, or a run that trained its encoder.
+      epoch: which of the run's checkpoints; 'latest' or a number.
+      encoder_heads: attention heads of a backbone of unpublished width; 0 for the published ones.
+      sha256: what files must have, separated by commas or spaces (see `wmq_jax.checkpoints.digests`).
+    """
+
+    backbone: str = ""
+    epoch: str = "latest"
+    encoder_heads: int = 0
+    sha256: str = ""
+
+    def __post_init__(self):
+        if self.encoder_heads < 0:
+            raise ValueError(f"official.encoder_heads must be 0 (published) or more, not {self.encoder_heads}")
+
+    def given(self) -> list[str]:
+        """Names of those that are not the default."""
+        return [field.name for field in dataclasses.fields(self) if getattr(self, field.name) != field.default]
 
 
 class Opened(NamedTuple):
@@ -23,45 +53,64 @@ class Opened(NamedTuple):
     dataset: OfficialDataset | None
 
 
-def model_path(name: str) -> Path:
-    """The folder that a user means: `'bundled'`, or a path."""
-    return bundled_model_path() if name == "bundled" else Path(name)
-
-
-def kept_portion(checkpoint: ModelCheckpoint) -> Portion:
-    """What a checkpoint's run took of its data set; that of the published runs where it does not say.
-
-    Raises:
-      ValueError: its metadata is damaged there.
-    """
-    return Portion.from_dict(checkpoint.metadata.get(PORTION, {}))
-
-
-def open_model(name: str, dataset: OfficialDataset | None, env: str) -> Opened:
-    """Loads a checkpoint; statistics that it was converted without are those of the data set.
+def open_model(
+    name: str, dataset: str | os.PathLike | None, env: str, official: OfficialOptions = OfficialOptions()
+) -> Opened:
+    """Loads a checkpoint, ours or a published run; statistics that it lacks are those of the data set.
 
     Args:
-      name: `'bundled'`, or a folder.
-      dataset: the official data set at hand, if any.
+      name: `'bundled'`, the folder of a checkpoint, or that of a published run, on disk or inside a zip file
+        (`outputs.zip/wall_single`), which is converted in memory.
+      dataset: folder or zip file of the official data set at hand; empty or None without.
       env: the environment that it is for.
+      official: how to read a published run.
 
     Raises:
-      FileNotFoundError, ValueError: it cannot be loaded (see `load_model`), is a model of another environment, or its
-        statistics are unknown.
+      FileNotFoundError, ValueError: something cannot be read (see `load_model`, `load_official`), is a model of another
+        environment, or its statistics are unknown.
     """
-    checkpoint = load_model(model_path(name))
+    if _is_published(name, official):
+        checkpoint, data = _convert(name, dataset, official)
+    else:
+        checkpoint = load_model(model_path(name))
+        data = open_dataset(dataset) if dataset else None
     made_for = checkpoint.metadata.get("env", env)
     if made_for != env:
         raise ValueError(f"checkpoint {name} is a model of {plain(made_for)}, but env.name is {env}")
     try:
-        taken = dataset.taken(kept_portion(checkpoint)) if dataset is not None else None
+        taken = data.taken(checkpoint.portion) if data is not None else None
     except ValueError as error:
         raise ValueError(f"checkpoint {name}: {error}") from None
     if checkpoint.normalizer is not None:
         return Opened(checkpoint, taken)
     if taken is None:
         raise ValueError(
-            f"checkpoint {name} was converted without its data set, so its statistics are unknown: set dataset to the "
-            "data set's folder or zip file"
+            f"the statistics of checkpoint {name} are unknown without its data set: set dataset to its "
+            "folder or zip file"
         )
     return Opened(dataclasses.replace(checkpoint, normalizer=taken.normalizer), taken)
+
+
+def _is_published(name: str, options: OfficialOptions) -> bool:
+    """Whether a name is that of a published run."""
+    given = options.given()
+    if is_checkpoint(model_path(name)):
+        if given:
+            raise ValueError(f"official.{given[0]} is for published runs, but {name} is a checkpoint of ours")
+        return False
+    # What only looks like a run is asked for what it lacks, by the reader of runs.
+    return bool(given) or archive_of(name) is not None or (Path(name) / SETTINGS).is_file()
+
+
+def _convert(
+    name: str, dataset: str | os.PathLike | None, options: OfficialOptions
+) -> tuple[ModelCheckpoint, OfficialDataset | None]:
+    """Reads a published run and its data set; files are only hashed where checksums are asked for."""
+    backbone = options.backbone or None
+    expected = options.sha256.replace(",", " ").split()
+    files = file_digests(name, backbone, dataset, options.epoch) if expected else {}
+    check_digests(files, expected)
+    data = open_dataset(dataset) if dataset else None
+    model = load_official(name, backbone, options.epoch, options.encoder_heads or None)
+    normalizer = official_normalizer(model.settings, model.config, data, model.normalizer)
+    return to_checkpoint(model, normalizer, files), data

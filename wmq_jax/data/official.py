@@ -142,10 +142,10 @@ class OfficialDataset:
         return frames if steps is None else frames[np.asarray(steps)]
 
     def trajectories(self, episodes: Sequence[int], frameskip: int) -> Trajectories:
-        """Episodes in our own compact format, cut to a whole number of model actions and to the shortest of them."""
+        """Episodes in our own compact format, cut to the shortest of them, which must last one model action."""
         episodes = np.asarray(episodes)
-        steps = (int(self.lengths[episodes].min()) - 1) // frameskip * frameskip
-        if steps < 1:
+        steps = int(self.lengths[episodes].min()) - 1
+        if steps < frameskip:
             raise ValueError(f"{self.place.path}: an episode has less than {frameskip + 1} steps, one model action")
         return Trajectories(self.states[episodes, : steps + 1], self.actions[episodes, :steps])
 

@@ -1,6 +1,7 @@
 """From a config to a sweep that is ready to be compiled: whatever the user got wrong, fails here."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,7 +11,7 @@ import jax
 from wmq_jax import quantized
 from wmq_jax.checkpoints.native import ModelCheckpoint, params_sha256
 from wmq_jax.checkpoints.opening import open_model
-from wmq_jax.data import OfficialDataset, open_dataset
+from wmq_jax.data import OfficialDataset
 from wmq_jax.envs import Environment, make_env
 from wmq_jax.envs.manifest import Manifest, dataset_manifest, make_manifest
 from wmq_jax.io import adopt_config
@@ -139,21 +140,9 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
         raise ValueError(f"processes must be 1 or more, not {processes}")
     if not 0 <= process < processes:
         raise ValueError(f"process must be 0..{processes - 1} (of {processes}), not {process}")
-    dataset = open_dataset(settings.dataset) if settings.dataset else None
-    checkpoint, dataset = open_model(settings.checkpoint, dataset, settings.env["name"])
-    given_sha256 = params_sha256(checkpoint.params)
-    if quantized.needs_qkv_bias(settings.variants):
-        config_of_all, params = quantized.with_qkv_bias(checkpoint.config, checkpoint.params)
-        checkpoint = dataclasses.replace(checkpoint, config=config_of_all, params=params)
+    given, checkpoint, dataset = _open(settings)
     model = checkpoint.config
-    if dataset is not None:
-        _check_dataset(dataset, model)
-    env = make_env(**settings.env, image_size=model.image_size)
-    if env.spec.action_dim * model.frameskip != model.action_dim:
-        raise ValueError(
-            f"the checkpoint takes model actions of {model.action_dim} numbers, but environment {env.spec.name!r} has "
-            f"{env.spec.action_dim} an action and the frameskip is {model.frameskip}"
-        )
+    env = _environment(settings, model)
     quantized.check_variants(model, checkpoint.params, settings.variants)
     apply = quantized.quantized_apply(
         WorldModel(model), straight_through=not isinstance(settings.mpc.planner, CEMConfig)
@@ -167,19 +156,11 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
         frameskip=model.frameskip,
     )
     mesh = cell_mesh(settings.devices)
-    parameters = jax.tree.leaves(planning_params(checkpoint.params))
-    weights = Weights(len(settings.variants), sum(x.nbytes for x in parameters))
-    keep_all = settings.objective.keep == "all"
-    tiles = settings.tiles_per_call
-    tile, peak = choose_tile(model, settings.mpc, weights, keep_all, settings.references, settings.tile, tiles)
-    if settings.noise_floor_tile == tile:
-        raise ValueError(f"engine.noise_floor_tile must differ from the tile, which is {tile}")
-    if settings.noise_floor_tile:
-        choose_tile(model, settings.mpc, weights, keep_all, False, settings.noise_floor_tile, tiles)
+    tile, peak = _layout(settings, checkpoint)
     return Sweep(
         settings=settings,
         checkpoint=checkpoint,
-        given_sha256=given_sha256,
+        given_sha256=params_sha256(given.params),
         dataset=dataset,
         problem=problem,
         apply=apply,
@@ -190,23 +171,71 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
         peak_bytes=peak,
         process=process,
         processes=processes,
-        config={
-            "config": json.loads(json.dumps(config)),
-            "rows": _row_fields(config),
-            "tile": tile,
-            "platform": mesh.devices.flat[0].platform,
-            "checkpoint": settings.checkpoint,
-            "params_sha256": params_sha256(checkpoint.params),
-            "given": given_identity(settings, checkpoint, dataset, settings.calibration["episodes"]),
-            "model_parameters": sum(x.size for x in parameters),
-            "planner": _planner_summary(settings),
-            "versions": provenance.versions(),
-            "compiler": {name: provenance.versions()[name] for name in ("jax", "jaxlib")},
-            "git_revision": provenance.git_revision(),
-            "device": provenance.device(mesh.size),
-            "xla_flags": provenance.xla_flags(),
-        },
+        config=_record(settings, config, checkpoint, dataset, mesh, tile),
     )
+
+
+def _open(settings: SweepSettings) -> tuple[ModelCheckpoint, ModelCheckpoint, OfficialDataset | None]:
+    """The checkpoint as it is and as the variants need it, and the data set."""
+    given, dataset = open_model(settings.checkpoint, settings.dataset, settings.env["name"], settings.official)
+    if dataset is not None:
+        _check_dataset(dataset, given.config)
+    if not quantized.needs_qkv_bias(settings.variants):
+        return given, given, dataset
+    config, params = quantized.with_qkv_bias(given.config, given.params)
+    return given, dataclasses.replace(given, config=config, params=params), dataset
+
+
+def _environment(settings: SweepSettings, model: WorldModelConfig) -> Environment:
+    """The environment, which takes the model's actions."""
+    env = make_env(**settings.env, image_size=model.image_size)
+    if env.spec.action_dim * model.frameskip != model.action_dim:
+        raise ValueError(
+            f"the checkpoint takes model actions of {model.action_dim} numbers, but environment {env.spec.name!r} has "
+            f"{env.spec.action_dim} an action and the frameskip is {model.frameskip}"
+        )
+    return env
+
+
+def _layout(settings: SweepSettings, checkpoint: ModelCheckpoint) -> tuple[int, int]:
+    """Cells per tile, and the estimated peak memory of a device in bytes."""
+    parameters = jax.tree.leaves(planning_params(checkpoint.params))
+    weights = Weights(len(settings.variants), sum(x.nbytes for x in parameters))
+    choose = functools.partial(choose_tile, checkpoint.config, settings.mpc, weights, settings.objective.keep == "all")
+    tile, peak = choose(settings.references, settings.tile, settings.tiles_per_call)
+    if settings.noise_floor_tile == tile:
+        raise ValueError(f"engine.noise_floor_tile must differ from the tile, which is {tile}")
+    if settings.noise_floor_tile:
+        choose(False, settings.noise_floor_tile, settings.tiles_per_call)
+    return tile, peak
+
+
+def _record(
+    settings: SweepSettings,
+    config: Mapping[str, Any],
+    checkpoint: ModelCheckpoint,
+    dataset: OfficialDataset | None,
+    mesh: jax.sharding.Mesh,
+    tile: int,
+) -> dict[str, Any]:
+    """Contents of ``config.json``."""
+    versions = provenance.versions()
+    return {
+        "config": json.loads(json.dumps(config)),
+        "rows": _row_fields(config),
+        "tile": tile,
+        "platform": mesh.devices.flat[0].platform,
+        "checkpoint": settings.checkpoint,
+        "params_sha256": params_sha256(checkpoint.params),
+        "given": given_identity(settings, checkpoint, dataset, settings.calibration["episodes"]),
+        "model_parameters": sum(x.size for x in jax.tree.leaves(planning_params(checkpoint.params))),
+        "planner": _planner_summary(settings),
+        "versions": versions,
+        "compiler": {name: versions[name] for name in ("jax", "jaxlib")},
+        "git_revision": provenance.git_revision(),
+        "device": provenance.device(mesh.size),
+        "xla_flags": provenance.xla_flags(),
+    }
 
 
 def given_identity(
@@ -233,7 +262,8 @@ def given_identity(
 def _row_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that decides which rows there are and what is in them."""
     fields = json.loads(json.dumps(config))
-    for name in ("name", "references", "pictures"):
+    # A published run that is read is identified by what came of it, its parameters and statistics.
+    for name in ("name", "references", "pictures", "official"):
         del fields[name]
     engine = fields.pop("engine")
     # Rows of the noise floor have files of their own, which may not mix two tile sizes either.

@@ -94,7 +94,7 @@ def prepare_quantization(config: Mapping[str, Any], statistics: Sequence[str | o
     given = load_statistics(statistics) if statistics else None
     if given is not None:
         _check_given(sweep, given, held_out, ", ".join(map(str, statistics)))
-    decisive = {name: value for name, value in config.items() if name not in ("name", "engine")}
+    decisive = {name: value for name, value in config.items() if name not in ("name", "engine", "official")}
     return Quantization(
         sweep=dataclasses.replace(sweep, calibration=manifest),
         spec=spec,

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from wmq_jax.checkpoints.opening import OfficialOptions
 from wmq_jax.envs import make_env
 from wmq_jax.envs.manifest import MAX_SEED
 from wmq_jax.io import check_name
@@ -39,7 +40,8 @@ class SweepSettings:
 
     Attributes:
       name: of the configuration; names the default results folder.
-      checkpoint: ``'bundled'`` or the folder of a checkpoint.
+      checkpoint: ``'bundled'``, the folder of a checkpoint, or a published run.
+      official: how to read a published run.
       dataset: folder or zip file of an official data set; empty for none.
       env: name and options of the environment.
       variants: what is compared; full precision first.
@@ -61,6 +63,7 @@ class SweepSettings:
 
     name: str
     checkpoint: str
+    official: OfficialOptions
     dataset: str
     env: Mapping[str, Any]
     variants: tuple[VariantSpec, ...]
@@ -176,6 +179,7 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
     return SweepSettings(
         name=check_name(config["name"]),
         checkpoint=config["checkpoint"],
+        official=OfficialOptions(**config["official"]),
         dataset=config["dataset"],
         env=options,
         variants=parse_variants(config["variants"]),

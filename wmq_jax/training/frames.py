@@ -51,9 +51,30 @@ def encode_states(model: WorldModel, params: Any, env: Wall, states: jax.Array) 
     return latents.reshape(*states.shape[:-1], *latents.shape[1:])
 
 
-def frames_of(trajectories: Trajectories, env: Wall, normalizer: Normalizer, frameskip: int) -> Frames:
-    """Every `frameskip`-th moment of trajectories, and the model actions between them."""
-    states = jnp.asarray(trajectories.states[:, ::frameskip])
+def count_frames(steps: int, frameskip: int, offsets: int = 1) -> int:
+    """How many frames `frames_of` takes of each trajectory of so many environment steps."""
+    return (steps - offsets + 1) // frameskip + 1
+
+
+def frames_of(
+    trajectories: Trajectories, env: Wall, normalizer: Normalizer, frameskip: int, offsets: int = 1
+) -> Frames:
+    """Every `frameskip`-th moment of trajectories, and the model actions between them.
+
+    Args:
+      trajectories: N of them.
+      env: tells proprioception from states.
+      normalizer: of actions and proprioception.
+      frameskip: environment steps between two frames.
+      offsets: each trajectory is taken so many times, from its first moment, its second and so on, all equally long;
+        `frameskip` times, clips start at every step, as officially.
+
+    Returns:
+      `offsets` x N rows, those of the first moment first.
+    """
+    steps = (count_frames(trajectories.actions.shape[1], frameskip, offsets) - 1) * frameskip
+    from_each = lambda x, length: jnp.concatenate([jnp.asarray(x[:, i : i + length]) for i in range(offsets)])
+    states = from_each(trajectories.states, steps + 1)[:, ::frameskip]
     proprio = jax.jit(jax.vmap(jax.vmap(lambda state: env.observe(state).proprio)))(states)
-    actions = normalizer.to_model_actions(jnp.asarray(trajectories.actions), frameskip)
+    actions = normalizer.to_model_actions(from_each(trajectories.actions, steps), frameskip)
     return Frames(states, normalizer.normalize_proprio(proprio), jnp.pad(actions, [(0, 0), (0, 1), (0, 0)]))

@@ -4,8 +4,8 @@ import copy
 from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
-from wmq_jax.checkpoints.native import ModelCheckpoint, params_sha256
-from wmq_jax.checkpoints.opening import PORTION, Opened, kept_portion, open_model
+from wmq_jax.checkpoints.native import PORTION, ModelCheckpoint, params_sha256
+from wmq_jax.checkpoints.opening import OfficialOptions, Opened, open_model
 from wmq_jax.data import Normalizer, OfficialDataset, Portion, Trajectories, open_dataset, wall_parts
 from wmq_jax.training.predictor import TRAINED
 
@@ -35,21 +35,25 @@ def take_given(config: Mapping[str, Any], overridden: Collection[str] = ()) -> t
 
     Returns:
       The config with the sizes of what is given in place of its own, and what is given. The config's new field `given`
-      identifies it, so that a run is not resumed with something else.
+      identifies it, so that a run is not resumed with something else; `official`, how it was read, is dropped.
 
     Raises:
       FileNotFoundError, ValueError: one of them cannot be read, or does not fit the config or the other.
     """
     config = copy.deepcopy(dict(config))
-    dataset = open_dataset(config["dataset"]) if config["dataset"] else None
-    start = None
+    official = OfficialOptions(**config.pop("official"))
+    start, dataset = None, None
     if config["init"]["checkpoint"]:
-        start, dataset = _open_checkpoint(config, dataset, overridden)
+        start, dataset = _open_checkpoint(config, official, overridden)
+    elif official.given():
+        raise ValueError(f"official.{official.given()[0]} is for published runs: set init.checkpoint to one")
+    elif config["dataset"]:
+        dataset = open_dataset(config["dataset"])
     normalizer = start.normalizer if start is not None else dataset.normalizer if dataset is not None else None
     # Also where training goes on without the data set: the start has seen what its run took.
     portion = dataset.portion if dataset is not None else None
     if portion is None and start is not None and PORTION in start.metadata:
-        portion = kept_portion(start)
+        portion = start.portion
     params = _starting_params(start, config["init"]) if start is not None else {}
     given = Given(_trajectories(config, dataset) if dataset is not None else {}, params, normalizer, portion)
     config["given"] = {
@@ -60,13 +64,13 @@ def take_given(config: Mapping[str, Any], overridden: Collection[str] = ()) -> t
     return config, given
 
 
-def _open_checkpoint(config: dict[str, Any], dataset: OfficialDataset | None, overridden: Collection[str]) -> Opened:
+def _open_checkpoint(config: dict[str, Any], official: OfficialOptions, overridden: Collection[str]) -> Opened:
     """Loads the checkpoint; the config's model becomes its model."""
     where = config["init"]["checkpoint"]
     own = sorted(name for name in overridden if name.startswith("model."))
     if own:
         raise ValueError(f"{own[0]} cannot be set beside init.checkpoint: {where} has its own sizes")
-    opened = open_model(where, dataset, config["env"]["name"])
+    opened = open_model(where, config["dataset"], config["env"]["name"], official)
     config["model"] = opened.checkpoint.config.to_dict()
     if config["init"].get("dropout", -1.0) >= 0:
         config["model"]["predictor"]["dropout"] = config["init"]["dropout"]

@@ -17,7 +17,6 @@ import numpy as np
 
 from wmq_jax import io
 from wmq_jax.checkpoints import native
-from wmq_jax.checkpoints.opening import PORTION
 from wmq_jax.data import Normalizer, Trajectories, load_trajectories, save_trajectories
 from wmq_jax.envs import make_manifest
 from wmq_jax.models import WorldModel
@@ -108,7 +107,7 @@ def train(
         if settings.model.standardize_latents:
             params["encoder_stats"] = feature_statistics(model, params, settings.env, states)
 
-    frames = _frames(settings, training, normalizer)
+    frames = _frames(settings, training, normalizer, settings.predictor.offsets)
     results["predictor"] = run_stage(
         predictor_stage(model, params, settings.env, frames, predictor_key, settings.predictor), workdir, log
     )
@@ -158,8 +157,8 @@ def _trajectories(settings: TrainSettings, workdir: Path, key: jax.Array, given:
     return parts
 
 
-def _frames(settings: TrainSettings, trajectories: Trajectories, normalizer: Normalizer) -> Frames:
-    return frames_of(trajectories, settings.env, normalizer, settings.model.frameskip)
+def _frames(settings: TrainSettings, trajectories: Trajectories, normalizer: Normalizer, offsets: int = 1) -> Frames:
+    return frames_of(trajectories, settings.env, normalizer, settings.model.frameskip, offsets)
 
 
 def _stage_summary(result: StageResult) -> dict[str, float]:
@@ -182,7 +181,7 @@ def _export(settings, workdir, params, normalizer, summary, portion) -> None:
     shutil.rmtree(workdir / "model", ignore_errors=True)
     metadata = {"name": settings.name, "seed": settings.seed, "env": "wall", **summary}
     if portion is not None:
-        metadata[PORTION] = portion._asdict()
+        metadata[native.PORTION] = portion._asdict()
     native.save_model(workdir / "model", settings.model, params, normalizer, metadata)
 
 

@@ -11,6 +11,7 @@ from wmq_jax.io import check_name
 from wmq_jax.models import WorldModelConfig
 from wmq_jax.planning import CEMConfig, MPCConfig
 from wmq_jax.planning.limits import check_range
+from wmq_jax.training.frames import count_frames
 from wmq_jax.training.generate import WalkConfig
 from wmq_jax.training.schedule import SCHEDULES
 
@@ -62,9 +63,11 @@ class PredictorSettings:
     Attributes:
       rounds: compiled calls; each takes the next shard of the training trajectories, encodes it and passes over its
         clips.
-      shard: trajectories of a round.
+      shard: trajectories of a round; one that is taken from several offsets counts as several.
       passes: passes over a round's clips, in a new random order each.
       batch: clips per step.
+      offsets: steps of a trajectory from which every frameskip-th moment is taken; 1: from the first alone; the
+        frameskip: clips start at every step, as officially.
       optimizer: "adamw", which is official, or "muon".
       learning_rate: the largest of the schedule; officially 5e-4.
       embeddings_learning_rate: of the proprio and action embeddings, which officially have one of their own (5e-4
@@ -78,6 +81,7 @@ class PredictorSettings:
     shard: int
     passes: int
     batch: int
+    offsets: int = 1
     optimizer: str = "adamw"
     learning_rate: float = 5e-4
     embeddings_learning_rate: float = 0.0
@@ -238,13 +242,14 @@ def _check_fit(settings: TrainSettings) -> None:
         )
     if model.decoder is None or model.decoder.quantize:
         raise ValueError("model.decoder must be there, with quantize off: training shows what it imagines")
-    if data.walk.steps % model.frameskip:
-        raise ValueError(f"data.walk.steps {data.walk.steps} must be a multiple of model.frameskip {model.frameskip}")
-    frames = data.walk.steps // model.frameskip + 1
+    if predictor.offsets > model.frameskip:
+        raise ValueError(f"predictor.offsets must be 1 to model.frameskip, {model.frameskip}, not {predictor.offsets}")
+    frames = count_frames(data.walk.steps, model.frameskip, predictor.offsets)
     if frames < model.num_hist + 1:
         raise ValueError(f"data.walk.steps {data.walk.steps} is too short for clips of {model.num_hist + 1} frames")
-    if predictor.shard > data.train:
-        raise ValueError(f"predictor.shard {predictor.shard} is more than data.train {data.train}")
+    if predictor.shard > data.train * predictor.offsets:
+        times = f" x predictor.offsets {predictor.offsets}" if predictor.offsets > 1 else ""
+        raise ValueError(f"predictor.shard {predictor.shard} is more than data.train {data.train}{times}")
     starts = frames - model.num_hist
     clips = predictor.shard * starts
     if predictor.batch > clips:

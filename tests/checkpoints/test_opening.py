@@ -1,0 +1,105 @@
+"""Checkpoints as users name them; published runs are converted in memory."""
+
+import jax
+import numpy as np
+import pytest
+
+from tests.checkpoints.run_files import CONFIG, HEADS, write_run
+from tests.data.official_files import make_wall
+from tests.models.tiny import random_model
+from wmq_jax import training
+from wmq_jax.checkpoints.convert import convert_run
+from wmq_jax.checkpoints.native import params_sha256
+from wmq_jax.checkpoints.official import to_torch
+from wmq_jax.checkpoints.official_run import load_official, official_normalizer
+from wmq_jax.checkpoints.opening import OfficialOptions, open_model
+from wmq_jax.cli import load_config
+from wmq_jax.data import open_dataset
+from wmq_jax.io import sha256_of
+
+WALL = CONFIG.replace(proprio_dim=2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """`run` with its `backbone.pth`, and the data set `wall_single`."""
+    folder = tmp_path_factory.mktemp("published")
+    params = jax.tree.map(np.asarray, random_model(WALL)[1]["params"])
+    run = write_run(folder / "run", WALL, to_torch(params, WALL))
+    settings = run / "hydra.yaml"
+    settings.write_text(settings.read_text().replace("n_rollout: null", "n_rollout: 3"))
+    make_wall(folder / "wall_single", steps=7)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def options(folder):
+    return dict(backbone=str(folder / "run" / "backbone.pth"), encoder_heads=HEADS)
+
+
+def test_a_published_run_is_its_conversion(folder, options):
+    opened = open_model(str(folder / "run"), folder / "wall_single", "wall", OfficialOptions(**options))
+    model = load_official(folder / "run", options["backbone"], heads=HEADS)
+    data = open_dataset(folder / "wall_single")
+    convert_run(model, folder / "ours", official_normalizer(model.settings, model.config, data))
+    converted = open_model(str(folder / "ours"), folder / "wall_single", "wall")
+    one, other = opened.checkpoint, converted.checkpoint
+    assert params_sha256(one.params) == params_sha256(other.params)
+    assert (one.config, one.metadata) == (other.config, other.metadata)
+    assert one.normalizer.to_dict() == other.normalizer.to_dict() == data.taken(one.portion).normalizer.to_dict()
+    assert len(opened.dataset) == len(converted.dataset) == 3
+
+
+def test_checksums_are_recorded(folder, options):
+    backbone = options["backbone"]
+    with_sum = OfficialOptions(**options, sha256=sha256_of(backbone).upper())
+    metadata = open_model(str(folder / "run"), folder / "wall_single", "wall", with_sum).checkpoint.metadata
+    assert metadata["official"]["files"][backbone] == sha256_of(backbone)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(backbone=""), "a backbone file must be given .--backbone, or official.backbone of a config"),
+        (dict(backbone="nowhere.pth"), "nowhere.pth"),
+        (dict(epoch="3"), "has no checkpoints/model_3.pth; epochs there: latest"),
+        (dict(encoder_heads=3), "heads"),
+        (dict(encoder_heads=-1), "official.encoder_heads must be 0 .published. or more, not -1"),
+        (dict(sha256="00, 11"), "no file has the SHA-256 00"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(folder, options, changes, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        open_model(str(folder / "run"), folder / "wall_single", "wall", OfficialOptions(**{**options, **changes}))
+
+
+def test_a_run_without_its_data_set_has_no_statistics(folder, options):
+    with pytest.raises(ValueError, match="are unknown without its data set: set dataset to"):
+        open_model(str(folder / "run"), None, "wall", OfficialOptions(**options))
+
+
+def test_a_run_that_is_not_there_lists_those_that_are(folder, options):
+    with pytest.raises(FileNotFoundError, match="run"):
+        open_model(str(folder / "other"), None, "wall", OfficialOptions(**options))
+
+
+def test_settings_of_published_runs_mean_nothing_for_our_checkpoints():
+    ours = "is for published runs, but bundled is a checkpoint of ours"
+    with pytest.raises(ValueError, match=f"^official.backbone {ours}$"):
+        open_model("bundled", None, "wall", OfficialOptions(backbone="b.pth"))
+    config = load_config("configs/train_wall.py:small").to_dict()
+    config["official"]["sha256"] = "00"
+    with pytest.raises(ValueError, match="^official.sha256 is for published runs: set init.checkpoint to one$"):
+        training.take_given(config)
+    config["init"]["checkpoint"] = "bundled"
+    with pytest.raises(ValueError, match=f"^official.sha256 {ours}$"):
+        training.take_given(config)
+
+
+def test_training_goes_on_from_a_published_run(folder, options):
+    config = load_config("configs/train_wall.py:finetune").to_dict()
+    config |= dict(dataset=str(folder / "wall_single"), official={**config["official"], **options})
+    config["init"]["checkpoint"] = str(folder / "run")
+    taken, given = training.take_given(config)
+    assert "official" not in taken and taken["data"]["train"] + taken["data"]["validation"] == 3
+    assert given.params.keys() >= {"encoder", "predictor", "decoder"}
