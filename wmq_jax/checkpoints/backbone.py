@@ -104,7 +104,7 @@ def backbone_config(state: Mapping[str, np.ndarray], feature: str, heads: int | 
 
     Raises:
       ValueError: a weight that tells a size is missing or has another rank, or the width is not a published one and
-        `heads` is not given.
+        `heads` is not given, or is one and has others.
     """
     ranks = {"pos_embed": 3, "patch_embed.proj.weight": 4, "blocks.0.mlp.fc1.weight": 2}
     for name, rank in ranks.items():
@@ -119,8 +119,10 @@ def backbone_config(state: Mapping[str, np.ndarray], feature: str, heads: int | 
         known = ", ".join(map(str, HEADS))
         raise ValueError(
             f"the backbone is {width} wide, which no published one is ({known}): its number of attention heads "
-            "must be given (--encoder_heads)."
+            "must be given (--encoder_heads, or official.encoder_heads of a config)."
         )
+    if heads is not None and HEADS.get(width, heads) != heads:
+        raise ValueError(f"a backbone of width {width} has {HEADS[width]} attention heads, not {heads}.")
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0
     blocks = {int(match[1]) for name in state if (match := re.match(r"blocks\.(\d{1,9})\.", name))}
     gap = next(i for i in range(len(blocks) + 1) if i not in blocks)

@@ -131,6 +131,8 @@ def model_config(
         )
     if not _setting(settings, "has_predictor", bool, True):
         raise ValueError("hydra.yaml: the run has no predictor (has_predictor is false), so it cannot plan.")
+    if _setting(settings, "num_pred", int, 1) != 1:
+        raise ValueError(f"hydra.yaml: num_pred is {settings['num_pred']}, but only 1 is supported.")
     _target(settings, "predictor", ("ViTPredictor",))
     whole = lambda path, default=None: _setting(settings, path, int, default)
     return WorldModelConfig(

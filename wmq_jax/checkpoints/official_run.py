@@ -67,7 +67,7 @@ def load_official(
     Args:
       run_dir: the folder of the run, on disk or inside a zip file (`outputs.zip/wall_single`).
       backbone: DINOv2's weights, as released or as safetensors; None for the file beside `hydra.yaml` that
-        `export_torch` writes. Not needed (and not read) if the run trained its encoder.
+        `export_torch` writes, or if the run trained its encoder.
       epoch: which checkpoint; 'latest' or a number.
       heads: attention heads of a backbone whose width is not a published one.
 
@@ -84,11 +84,16 @@ def load_official(
     settings = hydra.read_hydra(settings_text(run), f"{run.path}/hydra.yaml")
     beside = _read_beside(run)
     modules, attributes = _modules(content, where)
+    recorded = beside.get("encoder_heads")
     if "encoder" in modules:
-        heads = heads or attributes["encoder"].get("base_model.blocks.0.attn.num_heads")
+        if backbone is not None:
+            raise ValueError(f"{where} has an encoder of its own: leave the backbone file {backbone} out.")
+        recorded = attributes["encoder"].get("base_model.blocks.0.attn.num_heads", recorded)
     else:
         modules["encoder"] = _frozen_encoder(run, settings, backbone, where)
-    config = _config(settings, modules, heads or beside.get("encoder_heads"))
+    if heads and recorded and heads != recorded:
+        raise ValueError(f"{run.path} says that its encoder has {recorded} attention heads, not {heads}.")
+    config = _config(settings, modules, heads or recorded)
     if config.decoder is None:
         modules.pop("decoder", None)
     trained = content.get("epoch", 0)

@@ -33,6 +33,11 @@ class OfficialOptions:
     sha256: str = ""
 
     def __post_init__(self):
+        object.__setattr__(self, "epoch", str(self.epoch))  # a number from a config file
+        for name, kind in (("backbone", str), ("encoder_heads", int), ("sha256", str)):
+            if type(getattr(self, name)) is not kind:
+                what = "text" if kind is str else "a whole number"
+                raise ValueError(f"official.{name} must be {what}, not {getattr(self, name)!r}")
         if self.encoder_heads < 0:
             raise ValueError(f"official.encoder_heads must be 0 (published) or more, not {self.encoder_heads}")
 

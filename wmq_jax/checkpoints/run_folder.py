@@ -44,8 +44,10 @@ def checkpoint_name(run: Place, epoch: str = "latest") -> str:
     Raises:
       ValueError: there is none; those that are there are named.
     """
-    epochs = [match[1] for name in run.files("checkpoints") if (match := re.fullmatch(r"model_(\w+)\.pth", name))]
-    numbers = sorted((e for e in epochs if e.isdigit()), key=int)
+    epochs = [
+        match[1] for name in run.files("checkpoints") if (match := re.fullmatch(r"model_(\w+)\.pth", name, re.ASCII))
+    ]
+    numbers = sorted((e for e in epochs if e.isdecimal()), key=int)
     if epoch == "latest" and epoch not in epochs and numbers:
         epoch = numbers[-1]
     if epoch not in epochs:

@@ -110,6 +110,7 @@ def group_shape(shape: tuple[int, ...], spec: WeightSpec) -> tuple[int, int, int
     if size is None:
         return rows, 1, width
     if spec.layout == "padded":
+        size = min(size, width)  # more would be padding alone
         return rows, -(-width // size), size
     if rows * width % size:
         raise ValueError(

@@ -27,7 +27,7 @@ from wmq_jax.sweep.store import ResultsFolder
 
 # Keys of config.json that decide what a row is. The number of devices and how cells are laid out on them do not (see
 # the tests).
-IDENTITY = ("rows", "tile", "platform", "params_sha256", "given", "xla_flags", "compiler")
+IDENTITY = ("rows", "tile", "platform", "model", "params_sha256", "given", "xla_flags", "compiler")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -226,6 +226,8 @@ def _record(
         "tile": tile,
         "platform": mesh.devices.flat[0].platform,
         "checkpoint": settings.checkpoint,
+        # Beside the parameters: numbers of attention heads change no shape.
+        "model": json.loads(json.dumps(checkpoint.config.to_dict())),
         "params_sha256": params_sha256(checkpoint.params),
         "given": given_identity(settings, checkpoint, dataset, settings.calibration["episodes"]),
         "model_parameters": sum(x.size for x in jax.tree.leaves(planning_params(checkpoint.params))),
@@ -262,8 +264,8 @@ def given_identity(
 def _row_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that decides which rows there are and what is in them."""
     fields = json.loads(json.dumps(config))
-    # A published run that is read is identified by what came of it, its parameters and statistics.
-    for name in ("name", "references", "pictures", "official"):
+    # A checkpoint is identified by what came of it (its sizes, parameters and statistics), wherever it was read from.
+    for name in ("name", "references", "pictures", "checkpoint", "official"):
         del fields[name]
     engine = fields.pop("engine")
     # Rows of the noise floor have files of their own, which may not mix two tile sizes either.

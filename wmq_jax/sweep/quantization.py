@@ -38,7 +38,7 @@ from wmq_jax.sweep.statistics_file import (
 )
 
 MODEL, STATISTICS, SUMMARY = "model", "statistics.npz", "summary.json"
-_IDENTITY = ("config", "statistics", "tile", "platform", "params_sha256", "given", "xla_flags", "compiler")
+_IDENTITY = ("config", "statistics", "tile", "platform", "model", "params_sha256", "given", "xla_flags", "compiler")
 
 Log = Callable[[str], None]
 
@@ -94,7 +94,9 @@ def prepare_quantization(config: Mapping[str, Any], statistics: Sequence[str | o
     given = load_statistics(statistics) if statistics else None
     if given is not None:
         _check_given(sweep, given, held_out, ", ".join(map(str, statistics)))
-    decisive = {name: value for name, value in config.items() if name not in ("name", "engine", "official")}
+    decisive = {
+        name: value for name, value in config.items() if name not in ("name", "engine", "checkpoint", "official")
+    }
     return Quantization(
         sweep=dataclasses.replace(sweep, calibration=manifest),
         spec=spec,
