@@ -12,6 +12,7 @@ The last one goes on with a converted model, whose encoder stays as it is. Any f
 done. The trained model is the folder model/ of the workdir, and can be given to a sweep as its checkpoint.
 """
 
+import contextlib
 from typing import Any
 
 from absl import flags
@@ -26,16 +27,18 @@ _WORKDIR = flags.DEFINE_string(
 
 def main(config: dict[str, Any]) -> None:
     """Checks, then trains what is not trained yet."""
-    with cli.one_sentence_errors():
-        from wmq_jax import training
-        from wmq_jax.sweep.provenance import git_revision, versions
+    with contextlib.ExitStack() as stack:
+        with cli.one_sentence_errors():
+            from wmq_jax import io, training
+            from wmq_jax.sweep.provenance import git_revision, versions
 
-        config, given = training.take_given(config, cli.overridden())
-        settings = training.check_settings(config)
-        folder = _WORKDIR.value or f"results/{settings.name}-seed{settings.seed}"
-        folder = training.open_workdir(folder, config, {"versions": versions(), "git_revision": git_revision()})
-        training.check_folder(folder)
-    training.train(settings, folder, given=given)
+            config, given = training.take_given(config, cli.overridden())
+            settings = training.check_settings(config)
+            folder = _WORKDIR.value or f"results/{settings.name}-seed{settings.seed}"
+            folder = training.open_workdir(folder, config, {"versions": versions(), "git_revision": git_revision()})
+            stack.enter_context(io.locked(folder))
+            training.check_folder(folder)
+        training.train(settings, folder, given=given)
 
 
 if __name__ == "__main__":

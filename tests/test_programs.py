@@ -5,6 +5,7 @@ import json
 import pytest
 
 from tests.programs import program
+from wmq_jax.io import locked
 
 pytestmark = pytest.mark.slow
 
@@ -33,6 +34,9 @@ def test_train_leaves_a_model_with_pictures_and_a_summary_and_is_then_done(tmp_p
     assert (tmp_path / "run" / "model" / "model.json").exists()
     again = program("train", *command)
     assert again.returncode == 0 and "done" in again.stdout + again.stderr
+    with locked(tmp_path / "run"):
+        beside = program("train", *command)
+    assert beside.returncode == 2 and "is in use by another run" in beside.stderr
 
 
 def test_bench_measures_the_sections_that_are_asked_for(tmp_path):

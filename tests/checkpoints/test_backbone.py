@@ -103,6 +103,10 @@ def test_what_is_no_backbone_is_said(tmp_path):
     with pytest.raises(ValueError, match="8 wide, which no published one is .384, 768, 1024.*heads must be given"):
         backbone_config(state, "x_norm_patchtokens")
     assert backbone_config(state, "x_norm_clstoken", heads=2).heads == 2
+    published = weights_of(ViTConfig(width=384, depth=1, heads=6, mlp_dim=16, table_grid=3))
+    assert backbone_config(published, "x_norm_clstoken", heads=6).heads == 6
+    with pytest.raises(ValueError, match="a backbone of width 384 has 6 attention heads, not 3"):
+        backbone_config(published, "x_norm_clstoken", heads=3)
     save_torch(tmp_path / "nested.pth", {"model": state})
     with pytest.raises(ValueError, match="nested.pth: a backbone file holds a dictionary of tensors"):
         load_backbone(tmp_path / "nested.pth")

@@ -64,6 +64,8 @@ def test_checksums_are_recorded(folder, options):
         (dict(backbone="nowhere.pth"), "nowhere.pth"),
         (dict(epoch="3"), "has no checkpoints/model_3.pth; epochs there: latest"),
         (dict(encoder_heads=3), "heads"),
+        (dict(encoder_heads="2"), "official.encoder_heads must be a whole number, not '2'"),
+        (dict(sha256=["00"]), "official.sha256 must be text"),
         (dict(encoder_heads=-1), "official.encoder_heads must be 0 .published. or more, not -1"),
         (dict(sha256="00, 11"), "no file has the SHA-256 00"),
     ],
@@ -71,6 +73,26 @@ def test_checksums_are_recorded(folder, options):
 def test_settings_that_do_not_fit_are_named(folder, options, changes, message):
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         open_model(str(folder / "run"), folder / "wall_single", "wall", OfficialOptions(**{**options, **changes}))
+
+
+def test_an_epoch_may_be_a_number():
+    assert OfficialOptions(epoch=3).epoch == "3"
+
+
+def test_a_trained_encoder_has_its_own_weights_and_heads(tmp_path):
+    params = jax.tree.map(np.asarray, random_model(WALL)[1]["params"])
+    run = write_run(tmp_path / "run", WALL, to_torch(params, WALL), with_encoder=True)
+    make_wall(tmp_path / "wall_single", steps=7)
+    opened = open_model(str(run), tmp_path / "wall_single", "wall")
+    assert opened.checkpoint.config == WALL
+    with pytest.raises(ValueError, match="has an encoder of its own: leave the backbone file .* out"):
+        open_model(str(run), None, "wall", OfficialOptions(backbone="gone.pth"))
+    with pytest.raises(ValueError, match=f"its encoder has {HEADS} attention heads, not {HEADS * 2}"):
+        open_model(str(run), None, "wall", OfficialOptions(encoder_heads=HEADS * 2))
+    settings = run / "hydra.yaml"
+    settings.write_text(settings.read_text().replace("num_pred: 1", "num_pred: 3"))
+    with pytest.raises(ValueError, match="num_pred is 3, but only 1 is supported"):
+        open_model(str(run), None, "wall")
 
 
 def test_a_run_without_its_data_set_has_no_statistics(folder, options):

@@ -1,6 +1,7 @@
 """Bad settings are one sentence, before anything is compiled."""
 
 import re
+import types
 
 import pytest
 
@@ -153,6 +154,16 @@ def test_devices_are_at_most_the_cores(monkeypatch):
     for asked, given in ((0, 2), (1, 1), (2, 2), (100000, 2)):
         devices.configure(asked)
         assert set_to == {"jax_num_cpu_devices": given}
+
+
+@pytest.mark.parametrize(("there", "expected"), [(None, ["highest"]), ("default", []), ("bfloat16", [])])
+def test_matrix_products_are_of_full_float32_unless_it_is_set(monkeypatch, there, expected):
+    set_to = []
+    update = lambda name, value: set_to.append(value) if name == "jax_default_matmul_precision" else None
+    config = types.SimpleNamespace(jax_default_matmul_precision=there, update=update)
+    monkeypatch.setattr(devices, "jax", types.SimpleNamespace(config=config))
+    devices.configure()
+    assert set_to == expected
 
 
 @pytest.mark.parametrize("seed", [-5, 0, 1, 3])

@@ -8,6 +8,7 @@ import numpy as np
 # One ulp flips a rounding and a rounding flips an elite, so a sum must not be split differently when more threads are
 # free.
 DETERMINISTIC_CPU_FLAG = "--xla_cpu_multi_thread_eigen=false"
+FULL_PRECISION = "highest"
 CELLS = "cells"
 
 
@@ -15,8 +16,9 @@ def configure(devices: int = 0, distributed: bool = False) -> None:
     """Settings of this process that must precede the first use of JAX.
 
     The CPU counts as ``devices`` JAX devices (0: one per core), but not as more than it has cores, with deterministic
-    kernels; flags that the caller has set in ``XLA_FLAGS`` are kept. On a GPU or TPU only the host's own computations
-    are affected. Whether there are that many devices, :func:`cell_mesh` tells, which sees what they are.
+    kernels; flags that the caller has set in ``XLA_FLAGS`` are kept. On a GPU or TPU these only affect the host's own
+    computations; matrix products there are of full float32 unless ``JAX_DEFAULT_MATMUL_PRECISION`` says otherwise.
+    Whether there are that many devices, :func:`cell_mesh` tells, which sees what they are.
 
     Args:
       devices: as above.
@@ -32,6 +34,9 @@ def configure(devices: int = 0, distributed: bool = False) -> None:
     if "xla_cpu_multi_thread_eigen" not in flags:
         os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC_CPU_FLAG}".strip()
     jax.config.update("jax_num_cpu_devices", min(devices or cores, cores))
+    if jax.config.jax_default_matmul_precision is None:
+        # JAX's own default is TF32 on recent GPUs and bfloat16 on TPUs: no full precision to compare eight bits with.
+        jax.config.update("jax_default_matmul_precision", FULL_PRECISION)
     if distributed:
         jax.distributed.initialize()
 

@@ -27,7 +27,7 @@ from wmq_jax.sweep.store import ResultsFolder
 
 # Keys of config.json that decide what a row is. The number of devices and how cells are laid out on them do not (see
 # the tests).
-IDENTITY = ("rows", "tile", "platform", "model", "params_sha256", "given", "xla_flags", "compiler")
+IDENTITY = ("rows", "tile", "platform", "model", "params_sha256", "given", "xla_flags", "matmul_precision", "compiler")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -237,6 +237,7 @@ def _record(
         "git_revision": provenance.git_revision(),
         "device": provenance.device(mesh.size),
         "xla_flags": provenance.xla_flags(),
+        "matmul_precision": jax.config.jax_default_matmul_precision,
     }
 
 

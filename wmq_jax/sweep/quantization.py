@@ -38,7 +38,18 @@ from wmq_jax.sweep.statistics_file import (
 )
 
 MODEL, STATISTICS, SUMMARY = "model", "statistics.npz", "summary.json"
-_IDENTITY = ("config", "statistics", "tile", "platform", "model", "params_sha256", "given", "xla_flags", "compiler")
+_IDENTITY = (
+    "config",
+    "statistics",
+    "tile",
+    "platform",
+    "model",
+    "params_sha256",
+    "given",
+    "xla_flags",
+    "matmul_precision",
+    "compiler",
+)
 
 Log = Callable[[str], None]
 
