@@ -34,7 +34,7 @@ def method_variants(group: int = 32) -> str:
 
     Args:
       group: size of the groups. The study's 128 divides no width of the bundled model (64, 96, 256); 32 is the largest
-        that divides them all. Use 128 with a DINO-WM checkpoint.
+        that divides them all. `configs/wall_official.py:methods` has 128.
     """
     texts = ["fp"]
     for method in METHODS:

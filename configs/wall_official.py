@@ -24,26 +24,29 @@ What papers report, as success on Wall:
     python -m experiments.sweep --config=configs/wall_official.py:small --config.checkpoint=... --config.dataset=...
 
 is a trial of minutes on a small model: 2 episodes, 16 samples, 2 steps. Its success says nothing.
+`:methods` compares all five methods at 3, 4, 6 and 8 bits, in groups of 128, as the study does.
 """
 
 import ml_collections
 
 from configs import wall
 
-MODES = ("official", "small")
+MODES = ("official", "small", "methods")
 
 # The weight-only settings that papers report, and activations on top.
 VARIANTS = "fp w8 w6 w4 predictor=w4 encoder=w4 w3 w8a8-tensor w8a8-token"
 
 
 def get_config(mode: str = "official") -> ml_collections.ConfigDict:
-    """The configuration of a mode: 'official', or 'small' (a trial)."""
+    """The configuration of a mode: 'official', 'methods' (every method of the study), or 'small' (a trial)."""
     if mode not in MODES:
         raise ValueError(f"configs/wall_official.py has the modes {', '.join(MODES)}, not {mode!r}")
     config = wall.get_config("study")
     config.name = f"wall-{mode}-protocol"
     config.variants = VARIANTS
     config.planner.update(iterations=7, check_every=1)
+    if mode == "methods":
+        config.variants = wall.method_variants(group=128)
     if mode == "small":
         config.variants = "fp w4 w8a8-tensor"
         config.episodes.count = 2
