@@ -103,8 +103,10 @@ def _is_published(name: str, options: OfficialOptions) -> bool:
         if given:
             raise ValueError(f"official.{given[0]} is for published runs, but {name} is a checkpoint of ours")
         return False
-    # What only looks like a run is asked for what it lacks, by the reader of runs.
-    return bool(given) or archive_of(name) is not None or (Path(name) / SETTINGS).is_file()
+    # What only looks like a run is asked for what it lacks, by the reader of runs; it lists the runs that are near.
+    near = Path(name), Path(name).parent
+    runs = [run for folder in near for run in folder.glob(f"*/{SETTINGS}")]
+    return bool(given) or archive_of(name) is not None or (Path(name) / SETTINGS).is_file() or bool(runs)
 
 
 def _convert(
