@@ -44,33 +44,28 @@ def _size(count: int) -> str:
 
 def to_ours() -> None:
     """Official files to our checkpoint."""
-    from wmq_jax.checkpoints import convert, digests
-    from wmq_jax.checkpoints.official_run import load_official, official_normalizer
-    from wmq_jax.data import open_dataset
+    from wmq_jax.checkpoints import convert
+    from wmq_jax.checkpoints.opening import OfficialOptions, read_run
 
     with cli.one_sentence_errors():
         if _RUN_DIR.value == "bundled":
             raise ValueError(
                 "bundled is the model that ships here, no official run: use it as --config.checkpoint=bundled"
             )
-        # A data set may have 55 GB, which are read for its digest only if digests are asked for.
-        hashed = _DATASET.value if _SHA256.value else None
-        files = digests.file_digests(_RUN_DIR.value, _BACKBONE.value, hashed, _EPOCH.value)
-        digests.check_digests(files, _SHA256.value)
-        model = load_official(_RUN_DIR.value, _BACKBONE.value, _EPOCH.value, _HEADS.value)
-        dataset = open_dataset(_DATASET.value) if _DATASET.value else None
-        normalizer = official_normalizer(model.settings, model.config, dataset, model.normalizer)
-        mapped = convert.convert_run(model, _OUT.value, normalizer, files)
-    for path, digest in files.items():
+        sums = ",".join(_SHA256.value)
+        options = OfficialOptions(_BACKBONE.value or "", _EPOCH.value, _HEADS.value or 0, sums)
+        run = read_run(_RUN_DIR.value, _DATASET.value, options, record=True)
+        mapped = convert.convert_run(run.model, _OUT.value, run.normalizer, run.files)
+    for path, digest in run.files.items():
         print(f"read       {path}\n           sha256 {digest}")
     for module, size in mapped.parameters.items():
         print(f"mapped     {module:<16} {mapped.weights[module]:>4} weights, {size:>12,} parameters")
     if mapped.unused:
         print(f"kept aside {len(mapped.unused)} weights that the model never reads: {', '.join(mapped.unused)}")
-    if normalizer is None:
+    if run.normalizer is None:
         print("statistics none: give --dataset here, or --config.dataset to a sweep")
     else:
-        print(f"statistics action std {normalizer.action_std}, proprio std {normalizer.proprio_std}")
+        print(f"statistics action std {run.normalizer.action_std}, proprio std {run.normalizer.proprio_std}")
     print(f"written    {_OUT.value} ({_size(mapped.bytes)} of parameters)\n           sha256 {mapped.sha256}")
 
 

@@ -76,9 +76,8 @@ def test_settings_that_it_names_exist():
 
 
 def test_variants_that_it_names_exist():
-    for text in re.findall(r"--config\.variants='([^']*)'", TEXT):
-        for word in text.split():
-            parse_variant(word)
+    words = [word for text in re.findall(r"--config\.variants='([^']*)'", TEXT) for word in text.split()]
+    assert words and all(parse_variant(word) for word in words)
 
 
 def test_files_that_it_links_exist():

@@ -73,6 +73,12 @@ def readme_config(program, where, files, monkeypatch, **changes):
     return config
 
 
+def sweep_config(files, heads, monkeypatch, **changes):
+    """The config of the README's sweep, for a backbone of this many heads."""
+    changes |= dict(official__encoder_heads=heads)
+    return readme_config("sweep", "configs/wall_official.py", files, monkeypatch, **changes)
+
+
 @pytest.fixture
 def calibration(files):
     """One real episode to calibrate on and one beside it; the reduced recordings have the frames of two."""
@@ -91,12 +97,10 @@ def test_sweep(files, heads, calibration, monkeypatch, tmp_path):
     """The files as they are, calibrated on real episodes, between states of a validation trajectory on its wall."""
     dataset = open_dataset(files / "wall_single.zip")
     (valid,) = dataset.split().valid
-    config = readme_config(
-        "sweep",
-        "configs/wall_official.py",
+    config = sweep_config(
         files,
+        heads,
         monkeypatch,
-        official__encoder_heads=heads,
         variants="w8a8-tensor",
         calibration=calibration,
         calibration_source="dataset",
@@ -126,12 +130,10 @@ def test_a_run_and_its_conversion_are_one_model(files, heads, monkeypatch):
     """What decides rows is the same, also where checksums are asked for."""
     names = ("outputs.zip", "dinov2_vits14_pretrain.pth", "wall_single.zip")
     sums = ",".join(sha256_of(files / name) for name in names)
-    config = readme_config(
-        "sweep",
-        "configs/wall_official.py",
+    config = sweep_config(
         files,
+        heads,
         monkeypatch,
-        official__encoder_heads=heads,
         official__sha256=sums,
         variants="w8",
     )

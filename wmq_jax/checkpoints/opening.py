@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from wmq_jax.checkpoints.digests import check_digests, file_digests
 from wmq_jax.checkpoints.native import ModelCheckpoint, is_checkpoint, load_model, model_path
-from wmq_jax.checkpoints.official_run import load_official, official_normalizer, to_checkpoint
+from wmq_jax.checkpoints.official_run import OfficialModel, load_official, official_normalizer, to_checkpoint
 from wmq_jax.checkpoints.run_folder import SETTINGS
-from wmq_jax.data import OfficialDataset, open_dataset
+from wmq_jax.data import Normalizer, OfficialDataset, open_dataset
 from wmq_jax.io.place import archive_of
 from wmq_jax.io.wording import plain
 
@@ -58,6 +58,22 @@ class Opened(NamedTuple):
     dataset: OfficialDataset | None
 
 
+class Run(NamedTuple):
+    """A published run as it was read.
+
+    Attributes:
+      model: under official names.
+      normalizer: its statistics; None where they are those of a data set that is not given.
+      dataset: all of the data set; None without.
+      files: checksums by path, where they were taken.
+    """
+
+    model: OfficialModel
+    normalizer: Normalizer | None
+    dataset: OfficialDataset | None
+    files: dict[str, str]
+
+
 def open_model(
     name: str, dataset: str | os.PathLike | None, env: str, official: OfficialOptions = OfficialOptions()
 ) -> Opened:
@@ -75,7 +91,8 @@ def open_model(
         environment, or its statistics are unknown.
     """
     if _is_published(name, official):
-        checkpoint, data = _convert(name, dataset, official)
+        run = read_run(name, dataset, official)
+        checkpoint, data = to_checkpoint(run.model, run.normalizer, run.files), run.dataset
     else:
         checkpoint = load_model(model_path(name))
         data = open_dataset(dataset) if dataset else None
@@ -104,20 +121,31 @@ def _is_published(name: str, options: OfficialOptions) -> bool:
             raise ValueError(f"official.{given[0]} is for published runs, but {name} is a checkpoint of ours")
         return False
     # What only looks like a run is asked for what it lacks, by the reader of runs; it lists the runs that are near.
-    near = Path(name), Path(name).parent
-    runs = [run for folder in near for run in folder.glob(f"*/{SETTINGS}")]
-    return bool(given) or archive_of(name) is not None or (Path(name) / SETTINGS).is_file() or bool(runs)
+    folder = Path(name)
+    near = (run for place in (folder, folder.parent) for run in place.glob(f"*/{SETTINGS}"))
+    return bool(given) or archive_of(name) is not None or (folder / SETTINGS).is_file() or any(near)
 
 
-def _convert(
-    name: str, dataset: str | os.PathLike | None, options: OfficialOptions
-) -> tuple[ModelCheckpoint, OfficialDataset | None]:
-    """Reads a published run and its data set; files are only hashed where checksums are asked for."""
+def read_run(
+    run_dir: str | os.PathLike, dataset: str | os.PathLike | None, options: OfficialOptions, record: bool = False
+) -> Run:
+    """Reads a published run and its data set; the files' checksums are checked before any is parsed.
+
+    Args:
+      run_dir: as of `load_official`.
+      dataset: folder or zip file of its data set; empty or None without. It may have 55 GB, which are read for a
+        checksum only if `options` asks for some.
+      options: how to read it.
+      record: take the other files' checksums also where none are asked for.
+
+    Raises:
+      FileNotFoundError, ValueError: something cannot be read, or no file has a checksum (see `load_official`).
+    """
     backbone = options.backbone or None
     expected = options.sha256.replace(",", " ").split()
-    files = file_digests(name, backbone, dataset, options.epoch) if expected else {}
+    hashed = dataset if expected else None
+    files = file_digests(run_dir, backbone, hashed, options.epoch) if expected or record else {}
     check_digests(files, expected)
     data = open_dataset(dataset) if dataset else None
-    model = load_official(name, backbone, options.epoch, options.encoder_heads or None)
-    normalizer = official_normalizer(model.settings, model.config, data, model.normalizer)
-    return to_checkpoint(model, normalizer, files), data
+    model = load_official(run_dir, backbone, options.epoch, options.encoder_heads or None)
+    return Run(model, official_normalizer(model.settings, model.config, data, model.normalizer), data, files)
