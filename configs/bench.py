@@ -1,7 +1,8 @@
 """What experiments/bench.py measures.
 
     python -m experiments.bench --config=configs/bench.py:small --out=benchmarks/cpu.json  # 15 minutes, 2 cores
-    python -m experiments.bench --config=configs/bench.py:official --out=benchmarks/gpu.json   # on a GPU
+    python -m experiments.bench --config=configs/bench.py:official --out=benchmarks/gpu_official.json  # on a GPU
+    python -m experiments.bench --config=configs/bench.py:gpu --out=benchmarks/gpu.json  # the bundled model on one
     python -m experiments.bench --config=configs/bench.py:methods --out=benchmarks/methods_cpu.json  # 9 minutes
     python -m experiments.bench --config=configs/bench.py:qwix --out=benchmarks/qwix.json  # 3 minutes
     python -m experiments.bench --config=configs/bench.py:reader --out=benchmarks/reader.json  # half a minute
@@ -19,7 +20,7 @@ own; `--config.size=tiny` tries the same on a tiny one. 'qwix' compares ours wit
 
 import ml_collections
 
-MODES = ("small", "official", "methods", "qwix", "reader")
+MODES = ("small", "official", "gpu", "methods", "qwix", "reader")
 
 
 def get_config(mode: str = "small") -> ml_collections.ConfigDict:
@@ -53,14 +54,23 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
     config.wide = 10  # how many times wider the second model is
     config.wide_samples, config.wide_cells = 4, 4
     config.noise_tile = 2
+    config.tiles = (1, 2, 4)  # cells planned together, compared
     config.tile = 0
     config.precisions = ("float32",)
     config.matmul = 2048  # side of the matrices that measure the peak
     if mode == "official":
         config.rollout.samples = 300
         config.planner = dict(samples=300, elites=30, steps=10)
+        config.cells, config.repeats = 4, 2
         config.variants = (1, 4)
         config.wide = 0
+    if mode == "gpu":
+        config.cells = 1024
+        config.tiles = (1, 8, 32, 64, 128)
+        config.tile, config.noise_tile = 64, 32
+        config.variants = (1, 4, 16)
+        config.wide = 0
+    if mode in ("official", "gpu"):
         config.precisions = ("float32", "TF32_TF32_F32", "BF16_BF16_F32")
         config.matmul = 8192
     return config

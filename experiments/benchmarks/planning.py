@@ -189,6 +189,21 @@ def idle_cost(setup: Setup) -> dict[str, float]:
     return {"half idle over busy": seconds["half"] / seconds["busy"]}
 
 
+def tiles(setup: Setup) -> dict[str, float]:
+    """Plans per second of full precision and of W8A8 per-token, by the number of cells planned together."""
+    from wmq_jax.sweep import all_cells
+
+    figures, horizon = {}, setup.config["rollout"]["horizon"]
+    for tile in setup.config["tiles"]:
+        count = min(setup.config["cells"], 8 * tile)
+        engine, _ = setup.engine(2, tile, kinds=("fp", "w8a8-token"))
+        cells = {v: list(all_cells(2, [0], [horizon], count))[v * count : (v + 1) * count] for v in range(2)}
+        run = lambda v, engine=engine, cells=cells: list(plan_cells(engine, cells[v]).values())
+        seconds = medians(setup.config["repeats"], {"FP32": lambda: run(0), "W8A8 per-token": lambda: run(1)})
+        figures |= {f"{name}, tile {tile}": count / value for name, value in seconds.items()}
+    return figures
+
+
 def noise_floor(setup: Setup) -> dict[str, float]:
     """Share of cells whose chosen plan differs visibly (by 1e-3 standard deviations) at another tile size, per kind."""
     import numpy as np
@@ -230,33 +245,34 @@ def plan_flops(setup: Setup) -> float:
     return total * setup.planner["samples"] * setup.planner["steps"]
 
 
-def utilisation(setup: Setup) -> dict[str, float]:
-    """Plans per second and model FLOP utilisation against a large matrix product, per precision of matrix products."""
+def utilisation(setup: Setup, precision: str) -> dict[str, float]:
+    """Plans per second and model FLOP utilisation against a large matrix product of the same precision."""
     import jax
 
     from wmq_jax.sweep import all_cells
     from wmq_jax.sweep.memory import Weights, choose_tile
 
-    figures = {}
     side, count = setup.config["matmul"], setup.config["cells"]
     a = jax.random.normal(jax.random.key(0), (side, side))
     problem = setup.problem(setup.module.apply)
     tile, _ = choose_tile(setup.model, problem.config, Weights(1, 0), False, requested=setup.config["tile"])
-    for precision in setup.config["precisions"]:
-        with jax.default_matmul_precision(precision):
-            product = jax.jit(lambda a: a @ a)
-            engine, _ = setup.engine(1, tile)
-            cells = list(all_cells(1, [0], [problem.config.horizon], count))
-            seconds = medians(
-                setup.config["repeats"],
-                {"product": lambda: product(a), "plans": lambda: list(plan_cells(engine, cells).values())},
-            )
-        peak = 2 * side**3 / seconds["product"]
-        figures[f"{precision}: plans per second"] = count / seconds["plans"]
-        figures[f"{precision}: TFLOP/s of a large product on one device"] = peak / 1e12
-        devices = jax.local_device_count()
-        figures[f"{precision}: utilisation"] = plan_flops(setup) * count / seconds["plans"] / (peak * devices)
-    return figures
+    with jax.default_matmul_precision(precision):
+        product = jax.jit(lambda a: a @ a)
+        engine, compile_seconds = setup.engine(1, tile)
+        cells = list(all_cells(1, [0], [problem.config.horizon], count))
+        seconds = medians(
+            setup.config["repeats"],
+            {"product": lambda: product(a), "plans": lambda: list(plan_cells(engine, cells).values())},
+        )
+    peak, flops = 2 * side**3 / seconds["product"], plan_flops(setup) * count / seconds["plans"]
+    return {
+        "plans per second": count / seconds["plans"],
+        "TFLOP/s of planning": flops / 1e12,
+        "TFLOP/s of a large product on one device": peak / 1e12,
+        "utilisation": flops / (peak * jax.local_device_count()),
+        "compile seconds": compile_seconds,
+        "tile": tile,
+    }
 
 
 def widened(model, factor: int):
@@ -296,8 +312,10 @@ def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, floa
         "cost per cell as variants grow": lambda: growth(main),
         "idle tiles": lambda: idle_cost(main),
         "numerical-noise floor": lambda: noise_floor(main),
-        "utilisation": lambda: utilisation(main),
+        "plans per second by tile": lambda: tiles(main),
     }
+    for precision in config["precisions"]:
+        parts[f"utilisation, {precision}"] = lambda precision=precision: utilisation(main, precision)
     if not official:
         parts["rollout, history 3"] = lambda: rollout_savings(Setup(config, model.replace(num_hist=3)))
     if config["wide"]:

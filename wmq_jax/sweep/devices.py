@@ -6,8 +6,8 @@ import jax
 import numpy as np
 
 # One ulp flips a rounding and a rounding flips an elite, so a sum must not be split differently when more threads are
-# free.
-DETERMINISTIC_CPU_FLAG = "--xla_cpu_multi_thread_eigen=false"
+# free, nor a kernel be chosen by how long it happened to take.
+DETERMINISTIC_FLAGS = ("--xla_cpu_multi_thread_eigen=false", "--xla_gpu_deterministic_ops=true")
 FULL_PRECISION = "highest"
 CELLS = "cells"
 
@@ -15,9 +15,9 @@ CELLS = "cells"
 def configure(devices: int = 0, distributed: bool = False) -> None:
     """Settings of this process that must precede the first use of JAX.
 
-    The CPU counts as ``devices`` JAX devices (0: one per core), but not as more than it has cores, with deterministic
-    kernels; flags that the caller has set in ``XLA_FLAGS`` are kept. On a GPU or TPU these only affect the host's own
-    computations; matrix products there are of full float32 unless ``JAX_DEFAULT_MATMUL_PRECISION`` says otherwise.
+    The CPU counts as ``devices`` JAX devices (0: one per core), but not as more than it has cores. CPU and GPU compute
+    with deterministic kernels; flags that the caller has set in ``XLA_FLAGS`` are kept. Matrix products are of full
+    float32 on a GPU or TPU, too, unless ``JAX_DEFAULT_MATMUL_PRECISION`` says otherwise.
     Whether there are that many devices, :func:`cell_mesh` tells, which sees what they are.
 
     Args:
@@ -31,8 +31,8 @@ def configure(devices: int = 0, distributed: bool = False) -> None:
         raise ValueError(f"engine.devices must be 0 or more, not {devices}")
     cores = available_cores()
     flags = os.environ.get("XLA_FLAGS", "")
-    if "xla_cpu_multi_thread_eigen" not in flags:
-        os.environ["XLA_FLAGS"] = f"{flags} {DETERMINISTIC_CPU_FLAG}".strip()
+    added = [flag for flag in DETERMINISTIC_FLAGS if flag.partition("=")[0] not in flags]
+    os.environ["XLA_FLAGS"] = " ".join([flags, *added]).strip()
     jax.config.update("jax_num_cpu_devices", min(devices or cores, cores))
     if jax.config.jax_default_matmul_precision is None:
         # JAX's own default is TF32 on recent GPUs and bfloat16 on TPUs: no full precision to compare eight bits with.
