@@ -65,7 +65,8 @@ def imagine(
 
     observed = Latent(*(jnp.broadcast_to(x, (samples, *x.shape)) for x in latent))
     no_action = jnp.zeros((samples, config.action_emb_dim), observed.visual.dtype)
-    frame = layout.join(config, observed, no_action)
+    # XLA may move what joins a frame into the first step, where it would round as no traced horizon does.
+    frame = lax.optimization_barrier(layout.join(config, observed, no_action))
     kept = _first_of(observed, steps + 1) if keep == "all" else None
 
     def act(frame, t):
