@@ -15,10 +15,10 @@ def quick_jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @contextlib.contextmanager
-def quick_compilation() -> Iterator[None]:
-    """Within it, everything is compiled with less optimisation, functions that the library jits too."""
+def compilation(quick: bool) -> Iterator[None]:
+    """Within it, everything is compiled with less optimisation or as users do, functions that the library jits too."""
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", True)
+    jax.config.update("jax_disable_most_optimizations", quick)
     try:
         yield
     finally:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.models.tiny import random_model
-from tests.quick_jit import quick_compilation, quick_jit
+from tests.quick_jit import compilation, quick_jit
 from wmq_jax import quant, quantized
 from wmq_jax.models import PredictorConfig, ViTConfig, WorldModel, WorldModelConfig, official_config
 from wmq_jax.quant import paths
@@ -51,7 +51,7 @@ def world():
     """(model, params, statistics, table of TEXTS)."""
     model, variables = random_model(CONFIG)
     params, specs = variables["params"], [parse_variant(text) for text in TEXTS]
-    with quick_compilation():
+    with compilation(quick=True):
         statistics = quantized.calibrate(model, variables, [rollout_inputs(0), rollout_inputs(1)])
         return model, params, statistics, quantized.build_variants(CONFIG, params, specs, statistics)
 

@@ -20,6 +20,7 @@ from tests.golden.quantized_network import (
     rescaled,
 )
 from tests.golden.tally import REDUCED, golden_folder
+from tests.quick_jit import compilation
 from wmq_jax import quant, quantized
 from wmq_jax.quant import paths
 from wmq_jax.quant.equalization import foldable, smoothing_scale
@@ -48,6 +49,13 @@ CLEAR = 1e-2  # share of the largest first gradient, below which Adam's first st
 TIGHT = dict(loss=1e-3, learnt=1e-3, share=CLEAR, gradient=1e-3, norm=1e-4)
 LOOSE = dict(loss=1e-2, learnt=1e-2, share=1e-1, gradient=1e-2, norm=1e-2)
 OUTPUT = 1e-2  # on the relative L2 norm of a quantized block's output
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimised():
+    """A step of training that is rounded otherwise flips codes, and the next steps follow: compile as users do."""
+    with compilation(quick=False):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import optax
 import pytest
 from flax.core import FrozenDict, freeze
 
-from tests.quick_jit import quick_compilation
+from tests.quick_jit import compilation
 from wmq_jax import quant
 from wmq_jax.quant import linen
 from wmq_jax.quant.block_inputs import sampled_inputs
@@ -46,7 +46,7 @@ class Model(nn.Module):
 
 @pytest.fixture(scope="module", autouse=True)
 def quickly():
-    with quick_compilation():
+    with compilation(quick=True):
         yield
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import wall
-from tests.quick_jit import quick_compilation
+from tests.quick_jit import compilation
 from wmq_jax import sweep as sweeps
 from wmq_jax.checkpoints.native import save_model
 from wmq_jax.data import Normalizer
@@ -30,7 +30,7 @@ TINY = WorldModelConfig(
 @pytest.fixture
 def quickly():
     """For tests of what rounding does not decide."""
-    with quick_compilation():
+    with compilation(quick=True):
         yield
 
 

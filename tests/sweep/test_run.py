@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.quick_jit import quick_compilation
+from tests.quick_jit import compilation
 from wmq_jax import sweep as sweeps
 from wmq_jax.sweep.rows import from_line, row_key
 
@@ -28,7 +28,7 @@ def lines(path, name="rows.jsonl"):
 def alone(prepare, tmp_path_factory):
     """A finished sweep of one process."""
     path = tmp_path_factory.mktemp("alone")
-    with quick_compilation():
+    with compilation(quick=True):
         assert run(prepare(**SMALL), path)
     return path
 
