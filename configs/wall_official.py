@@ -16,7 +16,7 @@ What papers report, as success on Wall:
 |---|---|---|
 | full precision | 0.96 | DINO-WM, arXiv 2411.04983 |
 | full precision, 7 MPC iterations | 47 of 50 | reproduction |
-| weights INT6 per channel | near full precision | arXiv 2602.11882, its two small budgets |
+| weights INT6 per channel | near full precision | arXiv 2602.11882, its two small budgets (below) |
 | weights INT4 per channel | 0.07 to 0.20 | the same |
 | weights INT4, encoder in full precision | 0.27 to 0.50 | the same |
 | weights INT3 per channel | 0 | the same |
@@ -25,20 +25,30 @@ What papers report, as success on Wall:
 
 is a trial of minutes on a small model: 2 episodes, 16 samples, 2 steps. Its success says nothing.
 `:methods` compares all five methods at 3, 4, 6 and 8 bits, in groups of 128, as the study does.
+
+`:budget_a` and `:budget_b` have the sizes of those two budgets: goals are random states, CEM has 300 samples and 30
+elites, and plans 9 model actions in 2 steps for 2 MPC iterations (30 episodes), or 12 in 3 steps for 3 (20 episodes).
+Their weights are rounded symmetrically, ours between the least and the largest; their episodes were drawn by other
+seeds. So expect their order, not their numbers.
 """
 
 import ml_collections
 
 from configs import wall
 
-MODES = ("official", "small", "methods")
+MODES = ("official", "small", "methods", "budget_a", "budget_b")
+
+# Model actions planned, CEM steps, MPC iterations and episodes of arXiv 2602.11882.
+BUDGETS = {"budget_a": (9, 2, 2, 30), "budget_b": (12, 3, 3, 20)}
 
 # The weight-only settings that papers report, and activations on top.
 VARIANTS = "fp w8 w6 w4 predictor=w4 encoder=w4 w3 w8a8-tensor w8a8-token"
 
 
 def get_config(mode: str = "official") -> ml_collections.ConfigDict:
-    """The configuration of a mode: 'official', 'methods' (every method of the study), or 'small' (a trial)."""
+    """The configuration of a mode: 'official', 'methods' (every method of the study), 'small' (a trial), or the budgets
+    of another paper.
+    """
     if mode not in MODES:
         raise ValueError(f"configs/wall_official.py has the modes {', '.join(MODES)}, not {mode!r}")
     config = wall.get_config("study")
@@ -47,6 +57,11 @@ def get_config(mode: str = "official") -> ml_collections.ConfigDict:
     config.planner.update(iterations=7, check_every=1)
     if mode == "methods":
         config.variants = wall.method_variants(group=128)
+    if mode in BUDGETS:
+        horizon, steps, iterations, episodes = BUDGETS[mode]
+        config.variants = "fp w8 w6 w4 w3 predictor=w8 predictor=w6 predictor=w4 predictor=w3"
+        config.planner.update(horizons=str(horizon), steps=steps, iterations=iterations)
+        config.episodes.count = episodes
     if mode == "small":
         config.variants = "fp w4 w8a8-tensor"
         config.episodes.count = 2

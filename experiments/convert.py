@@ -46,15 +46,17 @@ def to_ours() -> None:
     """Official files to our checkpoint."""
     from wmq_jax.checkpoints import convert
     from wmq_jax.checkpoints.opening import OfficialOptions, read_run
+    from wmq_jax.io import check_new_folder
 
     with cli.one_sentence_errors():
+        check_new_folder(_OUT.value, "a checkpoint")  # before minutes of reading
         if _RUN_DIR.value == "bundled":
             raise ValueError(
                 "bundled is the model that ships here, no official run: use it as --config.checkpoint=bundled"
             )
         sums = ",".join(_SHA256.value)
         options = OfficialOptions(_BACKBONE.value or "", _EPOCH.value, _HEADS.value or 0, sums)
-        run = read_run(_RUN_DIR.value, _DATASET.value, options, record=True)
+        run = read_run(_RUN_DIR.value, _DATASET.value, options)
         mapped = convert.convert_run(run.model, _OUT.value, run.normalizer, run.files)
     for path, digest in run.files.items():
         print(f"read       {path}\n           sha256 {digest}")
@@ -72,9 +74,10 @@ def to_ours() -> None:
 def to_torch() -> None:
     """Our checkpoint to official files."""
     from wmq_jax.checkpoints import convert
-    from wmq_jax.io import sha256_of
+    from wmq_jax.io import check_new_folder, sha256_of
 
     with cli.one_sentence_errors():
+        check_new_folder(_OUT.value, "a run")
         unused = [flag.name for flag in (_BACKBONE, _DATASET, _EPOCH, _HEADS, _SHA256) if flag.present]
         if unused:
             raise ValueError(f"--{unused[0]} means nothing with --to=torch, which reads our checkpoint alone")

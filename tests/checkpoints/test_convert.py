@@ -232,9 +232,10 @@ def test_other_dtypes_survive_there_and_back(run, tmp_path):
 
 
 def test_the_published_sizes_convert(tmp_path):
-    """The whole list of names and shapes of the Wall run, as files; and nothing beside it is asked for."""
+    """The whole list of names and shapes of the Wall run, as files, to a checkpoint and back; every value its own."""
     shapes = published.model("wall")
-    state = {name: np.full(shape, 0.5, np.float32) for name, shape in shapes.items()}
+    draw = np.random.default_rng(0)
+    state = {name: draw.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     run = write_run(tmp_path / "run", official_config("wall"), state)
     (run / "hydra.yaml").write_text(yaml.safe_dump(published.settings("wall")))
     model = load_official(run, run / "backbone.pth")
@@ -246,6 +247,12 @@ def test_the_published_sizes_convert(tmp_path):
         names = [name for name in shapes if name.startswith(f"{part}.") and name not in published.UNUSED]
         assert size == sum(math.prod(shapes[name]) for name in names)
     assert sizes["encoder"] == 22_056_192, "as DINOv2 counts ViT-S/14, without the mask token"
+    convert_run(model, tmp_path / "ours", None)
+    del model, params
+    back = export_torch(tmp_path / "ours", tmp_path / "theirs")
+    for name, values in state.items():
+        module, rest = name.split(".", 1)
+        np.testing.assert_array_equal(back[module][rest.removeprefix("base_model.")], values, err_msg=name)
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from tests.data.official_files import make_wall
 from tests.models.tiny import random_model
 from wmq_jax import training
 from wmq_jax.checkpoints.convert import convert_run
+from wmq_jax.checkpoints.digests import file_digests
 from wmq_jax.checkpoints.native import params_sha256
 from wmq_jax.checkpoints.official import to_torch
 from wmq_jax.checkpoints.official_run import load_official, official_normalizer
@@ -41,7 +42,8 @@ def test_a_published_run_is_its_conversion(folder, options):
     opened = open_model(str(folder / "run"), folder / "wall_single", "wall", OfficialOptions(**options))
     model = load_official(folder / "run", options["backbone"], heads=HEADS)
     data = open_dataset(folder / "wall_single")
-    convert_run(model, folder / "ours", official_normalizer(model.settings, model.config, data))
+    files = file_digests(folder / "run", options["backbone"])
+    convert_run(model, folder / "ours", official_normalizer(model.settings, model.config, data), files)
     converted = open_model(str(folder / "ours"), folder / "wall_single", "wall")
     one, other = opened.checkpoint, converted.checkpoint
     assert params_sha256(one.params) == params_sha256(other.params)
@@ -50,11 +52,21 @@ def test_a_published_run_is_its_conversion(folder, options):
     assert len(opened.dataset) == len(converted.dataset) == 3
 
 
-def test_checksums_are_recorded(folder, options):
+@pytest.mark.parametrize("asked", [False, True])
+def test_checksums_are_recorded(folder, options, asked):
     backbone = options["backbone"]
-    with_sum = OfficialOptions(**options, sha256=sha256_of(backbone).upper())
+    with_sum = OfficialOptions(**options, sha256=sha256_of(backbone).upper() if asked else "")
     metadata = open_model(str(folder / "run"), folder / "wall_single", "wall", with_sum).checkpoint.metadata
     assert metadata["official"]["files"][backbone] == sha256_of(backbone)
+
+
+def test_no_name_and_files_of_weights_are_refused(options):
+    with pytest.raises(ValueError, match="^checkpoint is empty: it must be bundled, a checkpoint's folder, or a"):
+        open_model("", None, "wall")
+    words = "is a file of weights; name the run's folder, which has hydra.yaml and checkpoints/$"
+    for given in ({}, options):
+        with pytest.raises(ValueError, match=words):
+            open_model(options["backbone"], None, "wall", OfficialOptions(**given))
 
 
 @pytest.mark.parametrize(
@@ -85,8 +97,9 @@ def test_a_trained_encoder_has_its_own_weights_and_heads(tmp_path):
     make_wall(tmp_path / "wall_single", steps=7)
     opened = open_model(str(run), tmp_path / "wall_single", "wall")
     assert opened.checkpoint.config == WALL
+    (tmp_path / "backbone.pth").touch()
     with pytest.raises(ValueError, match="has an encoder of its own: leave the backbone file .* out"):
-        open_model(str(run), None, "wall", OfficialOptions(backbone="gone.pth"))
+        open_model(str(run), None, "wall", OfficialOptions(backbone=str(tmp_path / "backbone.pth")))
     with pytest.raises(ValueError, match=f"its encoder has {HEADS} attention heads, not {HEADS * 2}"):
         open_model(str(run), None, "wall", OfficialOptions(encoder_heads=HEADS * 2))
     settings = run / "hydra.yaml"

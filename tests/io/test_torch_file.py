@@ -75,6 +75,19 @@ def test_tensors_of_one_storage_share_memory(tmp_path):
     np.testing.assert_array_equal(tree["tail"][0], VALUES[10:])
 
 
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_every_protocol(tmp_path, protocol):
+    """`torch.save(..., pickle_protocol=...)`; sets, which nothing here needs, are passed over."""
+    layer = module(
+        "torch.nn.modules.linear.Linear", {"weight": parameter(tensor(TWELVE, (3, 4), (4, 1)))}, heads=4, seen={1, "a"}
+    )
+    value = {"layer": layer, "none": set(), "frozen": frozenset({2.5, None}), "long": 1 << 40}
+    found = load_torch(write_torch(tmp_path / "a.pth", pickled(value, protocol), DATA))
+    np.testing.assert_array_equal(found["layer"].weights["weight"], VALUES.reshape(3, 4))
+    assert found["layer"].attributes["heads"] == 4 and found["long"] == 1 << 40
+    assert {found["none"].class_name, found["frozen"].class_name} == {"builtins.set", "builtins.frozenset"}
+
+
 def test_big_endian_storages_are_swapped(tmp_path):
     path = write_torch(
         tmp_path / "a.pth", tensor(TWELVE, (12,), (1,)), {"0": VALUES.astype(">f4").tobytes()}, byteorder=b"big"

@@ -3,8 +3,10 @@
 An audit hook watches what the interpreter does while a file is read: imports, compiled code, processes, opened files.
 """
 
+import contextlib
 import io
 import random
+import signal
 import sys
 import zipfile
 
@@ -35,7 +37,8 @@ def watched():
         global _seen
         _seen = []
         try:
-            found = load_torch(io.BytesIO(data), name="a.pth")
+            with time_limit():
+                found = load_torch(io.BytesIO(data), name="a.pth")
         except TorchFileError as error:
             assert str(error).startswith("a.pth: ") and str(error).isprintable() and len(str(error)) < 1000
             found = None
@@ -45,6 +48,22 @@ def watched():
         return found
 
     return load
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float = 20):
+    """Ends what hangs; a file of a megabyte is read in far less than a second."""
+
+    def stop(*_):
+        raise AssertionError(f"a file was not read in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def equal(a, b):

@@ -51,10 +51,10 @@ class _Pickler(pickle._Pickler):
     dispatch = {**pickle._Pickler.dispatch, Name: save_name}
 
 
-def pickled(value: Any) -> bytes:
+def pickled(value: Any, protocol: int = 2) -> bytes:
     """A pickle of plain data, names, calls and storages."""
     buffer = io.BytesIO()
-    _Pickler(buffer, protocol=2).dump(value)
+    _Pickler(buffer, protocol).dump(value)
     return buffer.getvalue()
 
 

@@ -133,8 +133,7 @@ def _check_official_form(config: WorldModelConfig, where: str) -> None:
 def _write_run(
     out: Path, modules: Mapping[str, Any], settings: Mapping[str, Any], epoch: int, beside: Mapping[str, Any]
 ) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"cannot write a run to {out}: it exists and is not empty.")
+    io.check_new_folder(out, "a run")
     (out / "checkpoints").mkdir(parents=True)
     content = {"epoch": epoch} | {name: modules[name] for name in MODULES if name in modules and name != "encoder"}
     io.save_torch(out / "checkpoints" / "model_latest.pth", content)

@@ -101,8 +101,7 @@ def save_model(
         (the parameter is named), or the folder is in use.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise ValueError(f"cannot save a model to {path}: it exists and is not empty")
+    io.check_new_folder(path, "a checkpoint")
     params = jax.tree.map(np.asarray, params)
     check_params(config, params, where=str(path))
     stored = quant.pack(params, codes or {})

@@ -15,6 +15,8 @@ from wmq_jax.data import Normalizer, OfficialDataset, open_dataset
 from wmq_jax.io.place import archive_of
 from wmq_jax.io.wording import plain
 
+_WEIGHTS = (".pth", ".pt", ".safetensors")
+
 
 @dataclasses.dataclass(frozen=True)
 class OfficialOptions:
@@ -65,7 +67,7 @@ class Run(NamedTuple):
       model: under official names.
       normalizer: its statistics; None where they are those of a data set that is not given.
       dataset: all of the data set; None without.
-      files: checksums by path, where they were taken.
+      files: checksums by path.
     """
 
     model: OfficialModel
@@ -115,6 +117,12 @@ def open_model(
 
 def _is_published(name: str, options: OfficialOptions) -> bool:
     """Whether a name is that of a published run."""
+    if not name:
+        raise ValueError("checkpoint is empty: it must be bundled, a checkpoint's folder, or a published run's")
+    if Path(name).suffix in _WEIGHTS and Path(name).is_file():
+        raise ValueError(
+            f"checkpoint {name} is a file of weights; name the run's folder, which has {SETTINGS} and checkpoints/"
+        )
     given = options.given()
     if is_checkpoint(model_path(name)):
         if given:
@@ -126,9 +134,7 @@ def _is_published(name: str, options: OfficialOptions) -> bool:
     return bool(given) or archive_of(name) is not None or (folder / SETTINGS).is_file() or any(near)
 
 
-def read_run(
-    run_dir: str | os.PathLike, dataset: str | os.PathLike | None, options: OfficialOptions, record: bool = False
-) -> Run:
+def read_run(run_dir: str | os.PathLike, dataset: str | os.PathLike | None, options: OfficialOptions) -> Run:
     """Reads a published run and its data set; the files' checksums are checked before any is parsed.
 
     Args:
@@ -136,7 +142,6 @@ def read_run(
       dataset: folder or zip file of its data set; empty or None without. It may have 55 GB, which are read for a
         checksum only if `options` asks for some.
       options: how to read it.
-      record: take the other files' checksums also where none are asked for.
 
     Raises:
       FileNotFoundError, ValueError: something cannot be read, or no file has a checksum (see `load_official`).
@@ -144,7 +149,7 @@ def read_run(
     backbone = options.backbone or None
     expected = options.sha256.replace(",", " ").split()
     hashed = dataset if expected else None
-    files = file_digests(run_dir, backbone, hashed, options.epoch) if expected or record else {}
+    files = file_digests(run_dir, backbone, hashed, options.epoch)
     check_digests(files, expected)
     data = open_dataset(dataset) if dataset else None
     model = load_official(run_dir, backbone, options.epoch, options.encoder_heads or None)

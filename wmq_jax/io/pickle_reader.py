@@ -176,6 +176,11 @@ class _Machine:
         if isinstance(target, list):
             target.extend(values)
 
+    def _add(self, values: list[Any]) -> None:
+        target = self._top((StandIn,), "adds to")
+        # Nothing that is read here is a set; one need not be hashed to be passed over.
+        target.args += (values,)
+
     def _set_items(self, values: list[Any]) -> None:
         target = self._top((dict, StandIn), "sets items of")
         # A stand-in of a class that is a mapping forgets its items.
@@ -274,6 +279,9 @@ _HANDLERS: dict[bytes, Callable[[_Machine], None]] = {
     b")": lambda m: m._push(()),
     b"]": lambda m: m._push([]),
     b"}": lambda m: m._push({}),
+    b"\x8f": lambda m: m._push(StandIn("builtins.set")),
+    b"\x90": lambda m: m._add(m._pop_group()),
+    b"\x91": lambda m: m._push(StandIn("builtins.frozenset", (m._pop_group(),))),
     b"t": lambda m: m._push(tuple(m._pop_group())),
     b"l": lambda m: m._push(m._pop_group()),
     b"d": lambda m: m._push(_pairs(m._pop_group())),

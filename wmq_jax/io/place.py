@@ -5,6 +5,7 @@ A path may lead into a zip file (`outputs.zip/wall_single`); only the files that
 
 import contextlib
 import dataclasses
+import functools
 import os
 import shutil
 import struct
@@ -95,7 +96,8 @@ class Place:
             return
         with tempfile.TemporaryFile() as copy:
             try:
-                with zipfile.ZipFile(self.root) as archive, archive.open(self._member(archive, name)) as member:
+                archive = _archive(self.root)
+                with archive.open(self._member(archive, name)) as member:
                     shutil.copyfileobj(member, copy, 1 << 20)
             except ZIP_ERRORS as error:
                 raise ValueError(f"{self.path}/{name} cannot be read from its zip file: {plain(error)}") from None
@@ -110,6 +112,23 @@ class Place:
         # The compressed size is what the archive states, too.
         check_expansion(min(info.compress_size, self.root.stat().st_size), info.file_size)
         return info
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
+    """A zip file, whose directory is read once: a data set's has tens of thousands of episodes in it.
+
+    Raises:
+      One of `ZIP_ERRORS`: it cannot be read.
+    """
+    status = path.stat()
+    return _opened(path.absolute(), os.getpid(), (status.st_ino, status.st_size, status.st_mtime_ns))
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(path: Path, process: int, version: tuple[int, ...]) -> zipfile.ZipFile:
+    """The zip file as this process opened it: one that was forked shares its position, and one may be replaced."""
+    del process, version
+    return zipfile.ZipFile(path)
 
 
 def check_expansion(packed: int, expanded: int) -> None:
@@ -161,8 +180,7 @@ def open_place(path: str | os.PathLike, markers: Sequence[str], what: str) -> Pl
 
 def _open_in_zip(text: str, archive: Path, inside: str, markers: Sequence[str], what: str) -> Place:
     try:
-        with zipfile.ZipFile(archive) as file:
-            names = [info.filename for info in file.infolist() if not info.is_dir()]
+        names = [info.filename for info in _archive(archive).infolist() if not info.is_dir()]
     except ZIP_ERRORS as error:
         raise ValueError(f"{archive} is no zip file, or cut short or damaged ({plain(error)})") from None
     found = {name.removesuffix(marker) for name in names for marker in markers if f"/{name}".endswith(f"/{marker}")}

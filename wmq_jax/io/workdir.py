@@ -15,6 +15,21 @@ from wmq_jax.io.wording import quoted
 CONFIG = "config.json"
 
 
+def check_new_folder(path: str | os.PathLike, what: str) -> None:
+    """Checks that a folder can be written without touching what others put there.
+
+    Args:
+      path: the folder.
+      what: what is to be written, for the message.
+
+    Raises:
+      ValueError: it is a file, or a folder with something in it.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise ValueError(f"cannot write {what} to {path}: it exists and is not empty")
+
+
 def check_name(name: str) -> str:
     """The name of a configuration, which names its folder under results/ and may not lead out of there.
 
