@@ -161,7 +161,7 @@ def test_awq_shows_a_block_what_the_float_blocks_before_it_give(setting):
     jax.tree.map(np.testing.assert_array_equal, alone["block_1"], both["block_1"])
 
 
-TRAINING = OmniQuantSpec(quant.WeightSpec(None), epochs=4, batch=4, optimizer=ADAM)
+TRAINING = OmniQuantSpec(quant.WeightSpec(None), epochs=4, batch=4, optimizer=ADAM, keep_best=True)
 
 
 def trained(setting, path, x, target):
@@ -197,6 +197,26 @@ def test_training_lowers_the_loss_of_the_block(setting):
     )
     for name, leaf in paths.named_leaves(gradient).items():
         assert jnp.isfinite(leaf).all() and (leaf != 0).any(), name
+
+
+@pytest.mark.parametrize("rate", [1e4, float("nan")])
+def test_training_that_fails_changes_nothing(setting, rate):
+    """Steps far too long, or none that is a number: the block is rounded as it is, unless the end is asked for."""
+    params, statistics = setting
+    sample = quant.block_statistics(statistics)["block_0"]
+    x, mask = sample.inputs, sample.mask()
+    learned = initial(params["block_0"], {"qkv": jnp.ones(WIDTH), "fc1": jnp.ones(WIDTH)}, 0.5, BLOCK, TRAINING)
+    spec = dataclasses.replace(TRAINING, optimizer=optax.sgd(rate))
+    block = lambda learned, spec: quant.omniquant_block(
+        params["block_0"], learned, x, x, mask, 3, quant.NO_BITS, BLOCK, spec
+    )
+    kept, end = (block(learned, dataclasses.replace(spec, keep_best=best)) for best in (True, False))
+    error = lambda found: float(jnp.square(found.output - found.target).mean())
+    plain = dataclasses.replace(TRAINING, epochs=0)
+    same = jax.tree_util.tree_map_with_path(lambda path, x: jnp.full_like(x, path[-1].key == "scale"), learned)
+    rounded = quant.omniquant_block(params["block_0"], same, x, x, mask, 3, quant.NO_BITS, BLOCK, plain)
+    assert error(kept) <= error(rounded) * 1.001
+    assert not error(end) <= error(kept)
 
 
 def test_rounding_passes_the_gradient_of_the_float_block(setting):

@@ -27,7 +27,7 @@ from wmq_jax.quant.equalization import (
     rescale_statistics,
     smoothing_scale,
 )
-from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, lwc_grid
+from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, NO_CLIPPING, lwc_grid
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.quantizer import fake_quant_tokens, per_token_quantizer
 from wmq_jax.quant.taps import thread
@@ -50,6 +50,8 @@ class OmniQuantSpec:
       batch: samples a step, in order.
       optimizer: ``init`` and ``update`` as of an optax transformation, over ``{'transform': ..., 'clipping': ...}``.
       scale_limits, include_zero: of weights' scales and of tokens' ranges; see ``omniquant``.
+      keep_best: keep what training ended with only if its loss over all samples is below that of what it began with,
+        and of rounding without scales, shifts or clipping. The published training keeps its end.
     """
 
     weight: weights.WeightSpec
@@ -58,6 +60,7 @@ class OmniQuantSpec:
     optimizer: Any = None
     scale_limits: tuple[float, float] = weights.SCALE_LIMITS
     include_zero: bool = True
+    keep_best: bool = False
 
 
 class OmniQuantBlock(NamedTuple):
@@ -108,7 +111,8 @@ def omniquant(
       optimizer: for ``epochs`` above 0: an optax transformation over ``{'transform': ..., 'clipping': ...}``, such as
         ``optax.multi_transform({'transform': optax.adamw(5e-3, weight_decay=0), 'clipping': optax.adamw(1e-2,
         weight_decay=0)}, {'transform': 'transform', 'clipping': 'clipping'})``. Pass one object to compile once.
-      released: weights' scales kept in 1e-5..1e4 and tokens' ranges not extended to 0, as in the released quantizers.
+      released: weights' scales kept in 1e-5..1e4 and tokens' ranges not extended to 0, as in the released quantizers,
+        and what training ended with kept even if it raised the block's error or is no number.
 
     Raises:
       ValueError: epochs without an optimizer; and from ``check``: no topology, no sampled block input, no statistics of
@@ -123,7 +127,13 @@ def omniquant(
         raise ValueError(f"omniquant's alpha must be 0..1, not {alpha}")
     limits = weights.RELEASED_SCALE_LIMITS if released else weights.SCALE_LIMITS
     spec = OmniQuantSpec(
-        weights.WeightSpec(None, group_size, layout), epochs, batch, optimizer, limits, include_zero=not released
+        weights.WeightSpec(None, group_size, layout),
+        epochs,
+        batch,
+        optimizer,
+        limits,
+        include_zero=not released,
+        keep_best=not released,
     )
     bits, act_bits = grids.canonical_bits(bits), grids.canonical_bits(act_bits)
 
@@ -204,7 +214,11 @@ def omniquant_block(
     target = block.apply(params, target_input)
     losses = jnp.zeros(0)
     if spec.epochs:
+        begun = learned
         learned, losses = _train(params, learned, x, target, mask, bits, act_bits, block, spec)
+        if spec.keep_best:
+            candidates = [learned, begun, _unchanged(begun)]
+            learned = _best(candidates, params, x, target, mask, bits, act_bits, block, spec)
     quantized, codes = transformed(params, learned, bits, block, spec, jnp.round)
     output = _with_quantized_inputs(quantized, x, act_bits, block, spec, jnp.round)
     codes = {name: weights.with_integers(found) for name, found in codes.items()}
@@ -245,11 +259,7 @@ def transformed(
 
 def _train(params, learned, x, target, mask, bits, act_bits, block: Block, spec: OmniQuantSpec):
     """What was learned after all epochs, and the loss before each step."""
-    samples = len(x)
-    batches = -(-samples // spec.batch)
-    # The last batch may be short: sample 0 fills it up and does not count.
-    order = np.concatenate([np.arange(samples), np.zeros(batches * spec.batch - samples, int)]).reshape(batches, -1)
-    counts = (np.arange(batches * spec.batch) < samples).astype(np.float32).reshape(batches, -1)
+    order, counts = _batches(len(x), spec.batch)
 
     def step(carry, batch):
         learned, state = carry
@@ -265,6 +275,40 @@ def _train(params, learned, x, target, mask, bits, act_bits, block: Block, spec:
     schedule = (np.tile(order, (spec.epochs, 1)), np.tile(counts, (spec.epochs, 1)))
     (learned, _), losses = jax.lax.scan(step, (learned, spec.optimizer.init(learned)), schedule)
     return _positive(learned), losses
+
+
+def _batches(samples: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the samples of every batch, and whether they count: sample 0 fills up the last batch."""
+    batches = -(-samples // size)
+    order = np.concatenate([np.arange(samples), np.zeros(batches * size - samples, int)]).reshape(batches, -1)
+    return order, (np.arange(batches * size) < samples).astype(np.float32).reshape(batches, -1)
+
+
+def _best(candidates: list[PyTree], params, x, target, mask, bits, act_bits, block: Block, spec: OmniQuantSpec):
+    """The candidate of the lowest loss over all samples; one whose loss is no number never is."""
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *candidates)
+
+    def squared_error(learned):
+        def of_batch(batch):
+            chosen, count = batch
+            counted = jnp.einsum("b...,b->b...", mask[chosen], count)
+            return counted.sum() * block_loss(
+                learned, params, x[chosen], target[chosen], counted, bits, act_bits, block, spec
+            )
+
+        return jax.lax.map(of_batch, _batches(len(x), spec.batch)).sum()
+
+    best = jnp.nanargmin(jax.lax.map(squared_error, stacked))
+    return jax.tree.map(lambda leaf: leaf[best], stacked)
+
+
+def _unchanged(learned: PyTree) -> PyTree:
+    """What leaves the block as it is but for rounding: scales of 1, shifts of 0, and ranges that clip nothing."""
+    transform = {
+        name: {field: jnp.full_like(value, field == "scale") for field, value in moved.items()}
+        for name, moved in learned[TRANSFORM].items()
+    }
+    return {TRANSFORM: transform, CLIPPING: jax.tree.map(lambda x: jnp.full_like(x, NO_CLIPPING), learned[CLIPPING])}
 
 
 def _positive(learned: PyTree) -> PyTree:
