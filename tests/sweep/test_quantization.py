@@ -166,11 +166,13 @@ def test_errors_of_blocks_recounted(done):
         assert entry["ratio"]["mean"] == pytest.approx(entry["error"]["mean"] / entry["rtn"]["mean"], rel=1e-3)
 
 
-def test_awq_lowers_the_error_of_every_block_of_the_bundled_model(tmp_path):
-    """At four bits against plain rounding, on inputs of episodes that it has not seen: the claim of the notes."""
-    config = quantize.get_config("small").to_dict() | {"variant": "awq:w4", "held_out": 16}
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["awq", "omniquant"])
+def test_searches_lower_the_error_of_every_block_of_the_bundled_model(tmp_path, method):
+    """At four bits against plain rounding, on inputs of episodes that they have not seen: the claim of the notes."""
+    config = quantize.get_config("small").to_dict() | {"variant": f"{method}:w4", "held_out": 16}
     job = sweeps.prepare_quantization(config)
-    summary = sweeps.run_quantization(job, sweeps.open_workdir(job, tmp_path / "awq"), log=lambda line: None)
+    summary = sweeps.run_quantization(job, sweeps.open_workdir(job, tmp_path / method), log=lambda line: None)
     stacks = quantized.topology(job.sweep.checkpoint.config).stacks
     assert [entry["block"] for entry in summary["blocks"]] == [path for stack in stacks for path, _ in stack]
     for entry in summary["blocks"]:
