@@ -33,7 +33,7 @@ class EnvSpec:
       state_dim: width of the start and goal vectors.
       image_size: side of `Observation.visual` in pixels.
       on_device: True if every function is pure JAX, so that it can be traced, vmapped and looped over; False for a
-        simulator on the host, whose functions take and return numpy arrays.
+        simulator on the host, whose functions take and return numpy arrays (see `wmq_jax.envs.on_device`).
       extent: left, right, bottom and top edge of `Observation.visual` in the units of the first two entries of
         `Observation.proprio`, for pictures; None if they are no position.
     """

@@ -1,0 +1,114 @@
+"""A simulator in numpy, swept over as it is, against its twin in JAX."""
+
+import dataclasses
+import json
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wmq_jax import sweep as sweeps
+from wmq_jax.envs import EnvSpec, Observation, make_env, on_device, register_env
+
+
+@dataclasses.dataclass(frozen=True)
+class Point:
+    """A point that moves by half of its action, seen as a bright square."""
+
+    image_size: int = 65
+    xp: ClassVar = jnp
+
+    @property
+    def spec(self):
+        name = "point" if self.xp is jnp else "point_on_host"
+        return EnvSpec(
+            name, action_dim=2, proprio_dim=2, state_dim=2, image_size=self.image_size, on_device=self.xp is jnp
+        )
+
+    def reset(self, init_state):
+        return {"position": self.xp.asarray(init_state, self.xp.float32), "steps": self.xp.zeros((), self.xp.int32)}
+
+    def step(self, state, action):
+        moved = self.xp.clip(state["position"] + self.xp.float32(0.5) * action, 0, self.image_size - 1)
+        return {"position": moved, "steps": state["steps"] + 1}
+
+    def observe(self, state):
+        at = self.xp.arange(self.image_size)
+        near = [abs(at - x) < 3 for x in state["position"]]
+        visual = self.xp.where(near[1][:, None] & near[0], 255, 20).astype(self.xp.uint8)
+        return Observation(self.xp.stack([visual] * 3, -1), state["position"])
+
+    def evaluate(self, state, goal_state):
+        distance = abs(state["position"] - goal_state).max()
+        return distance < 6, distance
+
+    def goal_states(self, seed):
+        ends = np.random.RandomState(seed).uniform(8, 56, (2, 2))
+        return ends[0], ends[1]
+
+
+class PointOnHost(Point):
+    xp = np
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered():
+    register_env("point", Point)
+    register_env("point_on_host", PointOnHost)
+
+
+def swept(prepare, name, folder, **changes):
+    sweep = prepare(env={"name": name}, variants="fp w4", planner__horizons="2", planner__seeds="0", **changes)
+    assert sweeps.run_sweep(sweep, sweeps.open_folder(sweep, str(folder)))
+    lines = [line for file in ("rows.jsonl", "reference.jsonl") for line in (folder / file).read_text().splitlines()]
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.usefixtures("quickly")
+def test_a_host_simulator_gives_the_rows_of_its_twin_on_the_device(prepare, tmp_path):
+    """But for what fusing the simulator with the model rounds."""
+    ours, theirs = (swept(prepare, name, tmp_path / name, references=True) for name in ("point_on_host", "point"))
+    assert len(ours) == len(theirs) == 12
+    assert len({str(row["path"]) for row in ours}) == 12, "some rows do not differ: the test could not notice a mix-up"
+    for one, other in zip(ours, theirs):
+        for name, value in one.items():
+            near = isinstance(value, (float, list)) and name != "success"
+            assert value == other[name] or near and np.allclose(value, other[name], rtol=1e-4), (one, other)
+
+
+def test_functions_of_a_host_simulator_can_be_traced(prepare):
+    env, twin = make_env("point_on_host"), make_env("point")
+    assert env.spec.on_device and on_device(env) is env and on_device(twin) is twin
+    start = jnp.array([[8.0, 9.0], [60.0, 30.0], [1.0, 2.0]])
+
+    def run(env):
+        state = jax.vmap(env.reset)(start)
+        state = jax.vmap(env.step, (0, None))(state, jnp.array([3.0, 20.0]))
+        return jax.vmap(env.observe)(state), jax.vmap(env.evaluate)(state, start)
+
+    jax.tree.map(
+        np.testing.assert_array_equal, jax.jit(run, static_argnums=0)(env), jax.jit(run, static_argnums=0)(twin)
+    )
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_host_simulator_that_changes_its_shapes_is_named():
+    class Growing(PointOnHost):
+        def step(self, state, action):
+            return {**state, "position": np.zeros(3)}
+
+    env = on_device(Growing())
+    with pytest.raises(
+        Exception, match=r"environment point_on_host returned an array of shape \(3,\), and \(2,\) before"
+    ):
+        jax.block_until_ready(jax.jit(env.step)(env.reset(np.zeros(2, np.float32)), np.zeros(2, np.float32)))
+
+
+def test_what_cannot_be_registered():
+    with pytest.raises(ValueError, match="^there is an environment 'wall' already$"):
+        register_env("wall", Point)
+    register_env("point", Point)
+    with pytest.raises(ValueError, match="^environment 'other' must be a dataclass with a field image_size$"):
+        register_env("other", lambda: None)
