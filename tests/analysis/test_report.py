@@ -111,6 +111,17 @@ def test_page_says_what_the_numbers_rest_on(written):
         assert phrase in text, phrase
 
 
+def test_starts_with_other_code_are_listed(tmp_path, synthetic):
+    folder = synthetic.write_sweep(tmp_path / "r", episodes=4, iterations=2, variants=2)
+    of = lambda revision: {"time": f"2026-01-0{len(revision)}", "git_revision": revision}
+    synthetic.write_lines(folder / "starts.jsonl", [of("0123456789abcdef"), of("new"), {}])
+    with open(folder / "starts.jsonl", "a") as file:
+        file.write('{"time": ')
+    write_report(folder)
+    text = " ".join(_parse(folder / "report.html").text)
+    assert "git revision since 2026-01-03" in text and text.count("revision since") == 1
+
+
 def test_writing_again_gives_equal_files(tmp_path, synthetic):
     folder = synthetic.write_sweep(tmp_path / "r", episodes=4, iterations=2, variants=2)
     before = {path: path.read_bytes() for path in write_report(folder).files}

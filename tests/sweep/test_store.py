@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wmq_jax.sweep.rows import from_line, row_key, to_line
+from wmq_jax.sweep.rows import from_line, object_of, row_key, to_line
 from wmq_jax.sweep.store import ResultsFolder
 
 ROWS = [
@@ -34,6 +34,20 @@ def test_a_line_is_its_row():
 @pytest.mark.parametrize("line", ["", "{", '{"variant":"a"}', "[1]", "3", to_line(ROWS[0])[:-1]])
 def test_a_torn_line_is_no_row(line):
     assert from_line(line) is None
+
+
+def test_a_start_with_other_versions_is_noticed(tmp_path):
+    folder, path = ResultsFolder(tmp_path), tmp_path / "starts.jsonl"
+    same = {"git_revision": "abc", "versions": {"jax": "1"}}
+    assert folder.start(same) == [] and folder.start(same) == []
+    with open(path, "a") as file:
+        file.write('{"process": 0, "git_rev')  # torn by a kill
+    assert ResultsFolder(tmp_path, 1).start({**same, "versions": {"jax": "2"}}) == ["versions"]
+    assert folder.start({**same, "git_revision": None}) == ["git_revision", "versions"]
+    starts = [object_of(line) for line in path.read_text().splitlines()]
+    assert [start["process"] for start in starts if start] == [0, 0, 1, 0] and all(
+        s is None or s["time"] for s in starts
+    )
 
 
 def test_every_torn_journal_resumes_to_the_same_table(tmp_path):

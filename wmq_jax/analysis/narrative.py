@@ -46,7 +46,7 @@ def report_html(
         parts += _rollouts(pictures)
         parts += _noise(results)
     parts += _protocol(results, main)
-    parts += _provenance(results.protocol)
+    parts += _provenance(results)
     return page.page(f"{_name(results.protocol)}: who survives quantization", parts)
 
 
@@ -235,14 +235,25 @@ def _protocol(results: Results, main: Comparison | None) -> Iterator[str]:
         )
 
 
-def _provenance(protocol: Mapping[str, Any]) -> Iterator[str]:
+def _provenance(results: Results) -> Iterator[str]:
+    protocol = results.protocol
     yield page.heading("Provenance")
     shown = {key: value for key, value in protocol.items() if key not in ("config", "planner", "versions", "device")}
     pairs = [(_words(key), _value(value)) for key, value in shown.items()]
     pairs += [("device", _value(protocol.get("device")))]
     pairs += [("versions", ", ".join(f"{name} {version}" for name, version in protocol.get("versions", {}).items()))]
+    pairs += list(_other_starts(results))
     yield page.definitions(pairs)
     yield page.details("Resolved config", page.preformatted(json.dumps(protocol.get("config", {}), indent=2)))
+
+
+def _other_starts(results: Results) -> Iterator[tuple[str, str]]:
+    """What later starts computed with, where that is not what the folder was begun with."""
+    for name in ("git_revision", "versions", "device"):
+        first = results.protocol.get(name)
+        for start in results.starts:
+            if name in start and start[name] != first:
+                yield f"{_words(name)} since {start.get('time', 'a later start')}", _value(start[name])
 
 
 def _comparison_table(comparison: Comparison) -> str:

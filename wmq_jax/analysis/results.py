@@ -5,6 +5,7 @@ lines in any order, some of them possibly torn by the kill (likewise for the ref
 read; whatever else is damaged is one sentence.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
@@ -134,6 +135,7 @@ class Results:
       traces: pictures of chosen cells.
       finished: whether the sweep wrote its final rows.
       torn_lines: journal lines left out because a kill tore them.
+      starts: what each start of the sweep computed with: time, git_revision, versions, device; empty for old folders.
     """
 
     folder: Path
@@ -146,6 +148,7 @@ class Results:
     traces: tuple[Trace, ...]
     finished: bool
     torn_lines: int
+    starts: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def horizons(self) -> tuple[int, ...]:
@@ -197,6 +200,7 @@ def load_results(folder: str | Path) -> Results:
         traces=_read_traces(folder),
         finished=finished,
         torn_lines=torn,
+        starts=_read_starts(folder / "starts.jsonl"),
     )
 
 
@@ -220,6 +224,15 @@ def _variant(entry: Any, index: int) -> Variant:
         return Variant(name=entry["name"], spec=entry["spec"], size_bytes=int(entry["size_bytes"]), **modules)
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"variants.json: entry {index} is not a variant: {_reason(error)}") from None
+
+
+def _read_starts(path: Path) -> tuple[Mapping[str, Any], ...]:
+    """The starts that were written whole."""
+    starts = []
+    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
+        with contextlib.suppress(ValueError):
+            starts.append(json.loads(line))
+    return tuple(start for start in starts if isinstance(start, dict))
 
 
 def _read_table(folder: Path, name: str, order: Iterable[str]) -> tuple[tuple[Row, ...], int]:

@@ -71,8 +71,14 @@ def to_line(row: dict[str, Any]) -> str:
 
 def from_line(line: str) -> dict[str, Any] | None:
     """The row of a line, or None if the line was torn by a kill."""
+    row = object_of(line)
+    return row if row is not None and all(field in row for field in KEY) else None
+
+
+def object_of(line: str) -> dict[str, Any] | None:
+    """The JSON object of a line, or None if the line was torn by a kill."""
     try:
-        row = json.loads(line)
+        found = json.loads(line)
     except json.JSONDecodeError:
         return None
-    return row if isinstance(row, dict) and all(field in row for field in KEY) else None
+    return found if isinstance(found, dict) else None

@@ -19,6 +19,9 @@ from wmq_jax.sweep.scheduler import run_cells
 from wmq_jax.sweep.store import ResultsFolder
 from wmq_jax.sweep.traces import save_traces, traced_variants
 
+# What of a sweep's record may change between one start and the next.
+MADE_WITH = ("git_revision", "versions", "device")
+
 
 def compile_planner(sweep: Sweep, problem: Any, table: Any, tile: int) -> Engine:
     """The engine of a sweep, with room for its calibration episodes."""
@@ -180,6 +183,8 @@ def run_sweep(sweep: Sweep, folder: ResultsFolder) -> bool:
     settings = sweep.settings
     table = Table("rows", sweep.names, sweep.cells())
     engine = functools.cache(lambda: build_engine(sweep, functools.partial(print, flush=True)))
+    if len(folder.load(table.name)) < len(table.cells):
+        _note_start(sweep, folder)
     if folder.process == 0:
         save_descriptions(sweep, folder)
         if settings.references:
@@ -195,6 +200,14 @@ def run_sweep(sweep: Sweep, folder: ResultsFolder) -> bool:
         rows = [done[table.key(cell)] for cell in table.cells]
         save_traces(folder, engine(), sweep.apply, sweep.checkpoint, sweep.names, rows, sweep.evaluation, pictures)
     return True
+
+
+def _note_start(sweep: Sweep, folder: ResultsFolder) -> None:
+    """Records what rows are made with from now on, and says so where earlier ones were made with something else."""
+    changed = folder.start({name: sweep.config[name] for name in MADE_WITH})
+    if changed:
+        names = " and ".join(name.replace("_", " ") for name in changed)
+        print(f"note: some rows are there already, of other {names}; starts.jsonl tells which", flush=True)
 
 
 def save_descriptions(sweep: Sweep, folder: ResultsFolder) -> None:

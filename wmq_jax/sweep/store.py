@@ -2,17 +2,19 @@
 
 While a sweep runs, finished rows are appended to ``journal/<table>-<process>.jsonl`` and flushed to the disk one by
 one. A line that a kill has torn is not a row, so its cell is computed again. When every cell is there, the rows are
-written in canonical order to ``<table>.jsonl``, atomically. Times go to ``timing.jsonl``.
+written in canonical order to ``<table>.jsonl``, atomically. Times go to ``timing.jsonl``, and what each start of the
+sweep computed with to ``starts.jsonl``.
 """
 
 import contextlib
+import datetime
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wmq_jax.io import append_line, locked, make_workdir, write_text
-from wmq_jax.sweep.rows import from_line, row_key, to_line
+from wmq_jax.sweep.rows import from_line, object_of, row_key, to_line
 
 
 class ResultsFolder:
@@ -49,6 +51,18 @@ class ResultsFolder:
         """Writes ``<table>.jsonl`` in the given order of row keys; every row must be there."""
         rows = self.load(table)
         write_text(self.path / f"{table}.jsonl", "".join(to_line(rows[key]) + "\n" for key in order))
+
+    def start(self, made_with: Mapping[str, Any]) -> list[str]:
+        """Appends to ``starts.jsonl`` when a start was, and what rows are ``made_with`` from now on.
+
+        Returns:
+          Names of the entries in which an earlier start differs.
+        """
+        path = self.path / "starts.jsonl"
+        earlier = [object_of(line) for line in path.read_text().splitlines()] if path.exists() else []
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        append_line(path, json.dumps({"process": self.process, "time": now, **made_with}))
+        return [name for name in made_with if any(start and start.get(name) != made_with[name] for start in earlier)]
 
     def time(self, **entry: Any) -> None:
         """Appends to ``timing.jsonl``."""
