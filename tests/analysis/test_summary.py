@@ -46,6 +46,17 @@ def test_verdicts(tmp_path, synthetic):
     assert list(sentences) == ["survives", "undecided", "falls"] and sentences["falls"].startswith("Falls: W3 (")
 
 
+@pytest.mark.parametrize(("cells", "enough"), [(48, False), (60, True)])
+def test_too_few_cells_for_a_survivor_that_loses_one(tmp_path, synthetic, cells, enough):
+    """The sentence, and that it is true."""
+    outcomes = {"FP32": [True] * cells, "W8": [True] * (cells - 1) + [False]}
+    comparison = compare(_load(tmp_path, synthetic, outcomes), 5)
+    verdict = comparison.line("W8").verdict
+    assert verdict == ("survives" if enough else "undecided")
+    sentence = verdict_sentences(comparison)[verdict]
+    assert (f"with {cells} cells only a variant that loses none can survive" in sentence) == (not enough)
+
+
 def test_differences_use_cells_that_both_have(tmp_path, synthetic):
     outcomes = {"FP32": [True, True, False, True, None], "W8": [None, False, True, True, True]}
     difference = compare(_load(tmp_path, synthetic, outcomes), 5).line("W8").difference

@@ -21,6 +21,7 @@ from wmq_jax.analysis.paired import (
     success_rate,
 )
 from wmq_jax.analysis.results import RANDOM_ACTIONS, TRUE_SIMULATOR, Results, Row, Variant
+from wmq_jax.analysis.stats import PairedTable, newcombe_paired_interval
 
 SURVIVAL_MARGIN = 0.10  # the largest loss of success rate that still counts as surviving
 
@@ -141,7 +142,7 @@ def headline(comparison: Comparison | None) -> str:
         smallest = min(survivors, key=lambda line: line.variant.size_bytes)
         share = smallest.variant.size_bytes / base.variant.size_bytes
         rate = smallest.success[-1].estimate
-        text += f"; {smallest.name}, the smallest survivor, in {rate:.0%} at {share:.0%} of the size"
+        text += f"; {smallest.name}, the smallest that survives, in {rate:.0%} at {share:.0%} of the size"
     return text + "."
 
 
@@ -149,9 +150,9 @@ def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
     """A sentence for each verdict that occurs, naming its variants."""
     margin = round(100 * SURVIVAL_MARGIN)
     meaning: dict[Verdict, str] = {
-        "survives": f"a loss of {margin} points or more is excluded with 95% confidence",
+        "survives": f"a loss of {margin} points or more is excluded with 95% confidence, for each by itself",
         "undecided": f"no loss is established after Holm's adjustment, but one of {margin} points is not excluded; "
-        "more episodes would tell",
+        f"{_what_would_tell(comparison)}",
         "falls": f"worse than full precision, Holm-adjusted p < {LEVEL:g}",
     }
     separator = "; " if any("," in line.name for line in comparison.lines) else ", "
@@ -161,6 +162,14 @@ def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
         for verdict in meaning
         if names[verdict]
     }
+
+
+def _what_would_tell(comparison: Comparison) -> str:
+    """What an undecided variant lacks."""
+    cells = max(line.cells for line in comparison.lines)
+    if newcombe_paired_interval(PairedTable(cells - 1, 0, 1, 0)).low > -SURVIVAL_MARGIN:
+        return "more episodes would tell"
+    return f"with {cells} cells only a variant that loses none can survive, more episodes would tell"
 
 
 def baseline_caveat(comparison: Comparison) -> str | None:
