@@ -58,6 +58,16 @@ def get_config(mode: str = "study") -> ml_collections.ConfigDict:
     config.dataset = ""  # official data set, folder or zip file: statistics that a converted model lacks, real episodes
     config.env = dict(name="wall", door_y=10, wall_x=32)
     config.variants = VARIANTS
+    # What the names of methods leave open, for all variants (wmq_jax.quantized.MethodSettings says more).
+    config.methods = dict(
+        smoothquant_alpha=0.5,
+        awq_scaled=".*fc1",  # which pairs, by their first consumer: the study's; '.*' is the original AWQ
+        omniquant_alpha=0.5,
+        omniquant_epochs=20,
+        omniquant_batch=4,
+        omniquant_transform_rate=5e-3,
+        omniquant_clipping_rate=1e-2,
+    )
     config.planner = dict(
         optimizer="cem",  # or gd
         horizons="5",  # model actions; several, such as '3 5', are compared in the same program

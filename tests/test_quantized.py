@@ -11,6 +11,7 @@ from wmq_jax import quant, quantized
 from wmq_jax.models import PredictorConfig, ViTConfig, WorldModel, WorldModelConfig, official_config
 from wmq_jax.quant import paths
 from wmq_jax.quantized import ModuleSpec, VariantSpec, parse_variant
+from wmq_jax.quantized.methods import Module
 
 CONFIG = WorldModelConfig(
     encoder=ViTConfig(width=12, depth=2, heads=2, mlp_dim=20, table_grid=2),
@@ -156,7 +157,8 @@ def test_every_row_is_what_the_transforms_give_alone(world):
         for module in quantized.MODULES:
             part, kernels = getattr(spec, module), quantized.site_rules(CONFIG, module, "kernel")
             method = quantized.METHODS[part.method or "rtn"]
-            weights = method.transform(part.weight_bits, part.group_size, part.token_bits, kernels)
+            asked = Module(part.weight_bits, part.group_size, part.token_bits, kernels)
+            weights = method.transform(asked, quantized.MethodSettings())
             inputs = quantized.site_rules(CONFIG, module)
             if part.act_granularity == "tensor":
                 activations = quant.static_activations(part.act_bits, range=method.act_range, rules=inputs)
@@ -286,19 +288,57 @@ def test_size(world):
         assert quantized.size_bytes(CONFIG, params, spec) == expected
 
 
-def test_a_scale_beside_a_kernel_counts(world, monkeypatch):
+@pytest.mark.parametrize(
+    ("method", "changes"),
+    [
+        ("smoothquant", dict(smoothquant_alpha=0.8)),
+        ("awq", dict(awq_scaled=".*(fc1|to_qkv)")),
+        ("omniquant", dict(omniquant_epochs=1)),
+        ("omniquant", dict(omniquant_epochs=0, omniquant_alpha=0.8)),
+    ],
+)
+def test_settings_of_methods_change_what_they_do(world, method, changes):
+    _, params, statistics, _ = world
+    spec, other = parse_variant(f"predictor={method}:w4"), parse_variant("predictor=rtn:w4")
+    build = lambda spec, **changes: quantized.build_variant(
+        CONFIG, params, spec, statistics, quantized.MethodSettings(**changes)
+    ).params["predictor"]
+    gap = lambda a, b: max(np.abs(x - y).max() for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
+    assert gap(build(spec), build(spec, **changes)) > 1e-3
+    assert gap(build(other), build(other, **changes)) == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(smoothquant_alpha=1.5), "methods.smoothquant_alpha must be a number of 0 to 1, not 1.5"),
+        (dict(omniquant_alpha="0.5"), "methods.omniquant_alpha must be a number of 0 to 1, not '0.5'"),
+        (dict(omniquant_epochs=2.5), "methods.omniquant_epochs must be a whole number of 0 to 10000, not 2.5"),
+        (dict(omniquant_batch=0), "methods.omniquant_batch must be a whole number of 1 to 10000, not 0"),
+        (dict(omniquant_clipping_rate=-1), "methods.omniquant_clipping_rate must be a number of 0 or more, not -1"),
+        (
+            dict(omniquant_transform_rate=float("inf")),
+            "omniquant_transform_rate must be a number of 0 or more, not inf",
+        ),
+        (dict(awq_scaled="("), r"methods.awq_scaled must be a regular expression, not '\('"),
+    ],
+)
+def test_settings_of_methods_are_checked(changes, message):
+    with pytest.raises(ValueError, match=message):
+        quantized.MethodSettings(**changes)
+
+
+def test_a_scale_beside_a_kernel_counts(world):
     """As AWQ keeps it for fc2, behind a GELU, where it scales every pair."""
     _, params, statistics, _ = world
-    every = lambda bits, group, token_bits, rules: quant.awq(bits, group)
-    method = quantized.METHODS["awq"]._replace(scaled=".*", transform=every)
-    monkeypatch.setitem(quantized.METHODS, "awq", method)
+    settings = quantized.MethodSettings(awq_scaled=".*")
     for text in ("predictor=awq:w4", "awq:w3g5"):
         spec = parse_variant(text)
-        variant = quantized.build_variant(CONFIG, params, spec, statistics)
+        variant = quantized.build_variant(CONFIG, params, spec, statistics, settings)
         assert any(codes.divisor is not None for codes in variant.codes.values())
         stored = quantized.summarize_sizes(params, variant)["total"]["bytes"]
         packed = jax.tree.leaves(quant.pack(variant.params, variant.codes))
-        assert quantized.size_bytes(CONFIG, params, spec) == stored == sum(leaf.nbytes for leaf in packed)
+        assert quantized.size_bytes(CONFIG, params, spec, settings) == stored == sum(leaf.nbytes for leaf in packed)
 
 
 def test_what_cannot_be_built_is_named(world):

@@ -106,7 +106,7 @@ MISTAKES = [
         "sweep",
         [f"--config={TRAIN}"],
         f"--config={TRAIN} is no config of this program: it lacks variants, references, pictures, "
-        "engine.noise_floor_tile, checkpoint and 28 more",
+        "engine.noise_floor_tile, checkpoint and 35 more",
     ),
     ("quantize", ["--config=configs/wall.py:small"], "{wall} variant, held_out"),
     ("bench", ["--config.kind=nope"], "kind 'nope' is not one of against_qwix, methods, planning, reader"),

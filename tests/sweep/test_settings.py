@@ -34,6 +34,7 @@ BAD = [
     ("planner.seeds", "", "planner.seeds must be whole numbers separated by spaces, not ''"),
     ("planner.optimizer", "sgd", "planner.optimizer 'sgd' is not one of cem, gd"),
     ("planner.objective", "first", "objective mode 'first' is not one of last, all"),
+    ("methods.smoothquant_alpha", 2.0, "methods.smoothquant_alpha must be a number of 0 to 1, not 2.0"),
     ("planner.alpha", -1.0, "objective alpha must be 0 or more, not -1.0"),
     ("planner.base", 0.0, "objective base must be positive, not 0.0"),
     ("episodes.count", 0, "episodes.count must be 1..100000, not 0"),

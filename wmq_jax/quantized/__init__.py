@@ -1,7 +1,7 @@
 """Where quantization meets DINO-WM: its sites and blocks, variants by name, the stacked table of variants."""
 
 from wmq_jax.quantized.application import calibrate, observe, quantized_apply
-from wmq_jax.quantized.methods import METHODS
+from wmq_jax.quantized.methods import METHODS, MethodSettings
 from wmq_jax.quantized.structure import MODULES, site_rules, sites, topology, with_qkv_bias
 from wmq_jax.quantized.summary import (
     block_errors,
@@ -25,6 +25,7 @@ from wmq_jax.quantized.variants import GRANULARITIES, ModuleSpec, VariantSpec, p
 __all__ = [
     "GRANULARITIES",
     "METHODS",
+    "MethodSettings",
     "MODULES",
     "ModuleSpec",
     "VariantSpec",

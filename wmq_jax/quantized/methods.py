@@ -1,10 +1,14 @@
 """The methods of the study by name, as transforms of one module of DINO-WM.
 
-Whatever is tuned here is tuned for all variants of a method, so that a name says what was done.
+Whatever is tuned here is tuned for all variants of a table, so that a name says what was done.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
@@ -12,23 +16,79 @@ import optax
 
 from wmq_jax import quant
 
-# The released study's strength of smoothing, and its only scaled pair: LayerNorm -> fc1. Otherwise AWQ is the original:
-# queries and keys are spared from clipping, and searches round to the grid that is used in the end.
-ALPHA = 0.5
-AWQ_SCALED = ".*fc1"
-# The released study runs OmniQuant without training, since its training fails; trained as repaired it earns its name.
-OMNIQUANT_EPOCHS = 20
+MAX_EPOCHS = 10_000
 
 
-def adam(transform_rate: float = 5e-3, clipping_rate: float = 1e-2) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class MethodSettings:
+    """What the names of methods leave open; the group `methods` of a config.
+
+    Attributes:
+      smoothquant_alpha: share of the activations in SmoothQuant's scales, 0..1; 0.5 is the study's.
+      awq_scaled: regular expression over the first consumer of each pair that AWQ scales; `.*fc1` is the study's,
+        `.*` the original AWQ. Queries and keys are spared from clipping, and searches round to the grid that is used in
+        the end, as in the original.
+      omniquant_alpha: as smoothquant_alpha, of what OmniQuant's scales begin with.
+      omniquant_epochs: passes over the sampled inputs. The released study runs 0, since its training fails; trained as
+        repaired it earns its name.
+      omniquant_batch: samples a step.
+      omniquant_transform_rate, omniquant_clipping_rate: Adam's rates of scales and shifts, and of clipping factors.
+
+    Raises:
+      ValueError: a value is of another type or out of range; it is named.
+    """
+
+    smoothquant_alpha: float = 0.5
+    awq_scaled: str = ".*fc1"
+    omniquant_alpha: float = 0.5
+    omniquant_epochs: int = 20
+    omniquant_batch: int = 4
+    omniquant_transform_rate: float = 5e-3
+    omniquant_clipping_rate: float = 1e-2
+
+    def __post_init__(self):
+        for name, low, high in (
+            ("smoothquant_alpha", 0, 1),
+            ("omniquant_alpha", 0, 1),
+            ("omniquant_transform_rate", 0, math.inf),
+            ("omniquant_clipping_rate", 0, math.inf),
+        ):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not low <= value <= high or math.isinf(value):
+                text = f"a number of {low} to {high}" if high == 1 else "a number of 0 or more"
+                raise ValueError(f"methods.{name} must be {text}, not {value!r}")
+        for name, low in (("omniquant_epochs", 0), ("omniquant_batch", 1)):
+            value = getattr(self, name)
+            if type(value) is not int or not low <= value <= MAX_EPOCHS:
+                raise ValueError(f"methods.{name} must be a whole number of {low} to {MAX_EPOCHS}, not {value!r}")
+        try:
+            re.compile(self.awq_scaled)
+        except (re.error, TypeError):
+            raise ValueError(f"methods.awq_scaled must be a regular expression, not {self.awq_scaled!r}") from None
+
+
+@functools.cache  # one object for equal rates, so that all variants share what is compiled
+def _adam(transform_rate: float, clipping_rate: float) -> optax.GradientTransformation:
     """OmniQuant's optimizer: one rate for scales and shifts, one for clipping factors."""
     groups = {"transform": transform_rate, "clipping": clipping_rate}
     rules = {name: optax.adamw(rate, weight_decay=0.0) for name, rate in groups.items()}
     return optax.multi_transform(rules, {name: name for name in groups})
 
 
-# One object, so that all variants share what is compiled.
-_ADAM = adam()
+class Module(NamedTuple):
+    """What a method is asked to do to a module.
+
+    Attributes:
+      bits: of the weights.
+      group_size: input values that share a scale; None: all of an output channel.
+      token_bits: of activations that are quantized per token; None if they are not.
+      rules: match the kernels.
+    """
+
+    bits: int
+    group_size: int | None
+    token_bits: int | None
+    rules: Sequence[str]
 
 
 class Method(NamedTuple):
@@ -36,48 +96,54 @@ class Method(NamedTuple):
 
     Attributes:
       title: for tables and plots.
-      transform: ``(bits, group_size, token_bits, rules) -> transform``; ``token_bits`` are those of activations that
-        are quantized per token (None if they are not), ``rules`` match the kernels.
+      transform: ``(module, settings) -> transform``.
       statistics: it needs calibration statistics.
       block_inputs: it needs sampled inputs of blocks.
       act_range: what static activation quantizers beside it cover; see ``quant.ActivationSpec``.
-      scaled: the pairs that it scales by ``quant.awq``'s pattern; a scale that no producer takes is stored beside its
-        kernel. None: it keeps none there.
+      scaled: of the settings, the pattern of pairs that ``quant.awq`` scales; a scale that no producer takes is stored
+        beside its kernel. By default it keeps none there.
     """
 
     title: str
-    transform: Callable[[int, int | None, int | None, Sequence[str]], quant.Transform]
+    transform: Callable[[Module, MethodSettings], quant.Transform]
     statistics: bool = False
     block_inputs: bool = False
     act_range: str = "observed"
-    scaled: str | None = None
+    scaled: Callable[[MethodSettings], str | None] = lambda settings: None
+
+
+def _rtn(module: Module, settings: MethodSettings) -> quant.Transform:
+    return quant.rtn(module.bits, module.group_size, rules=module.rules)
+
+
+def _omse(module: Module, settings: MethodSettings) -> quant.Transform:
+    return quant.omse(module.bits, module.group_size, rules=module.rules)
+
+
+def _smoothquant(module: Module, settings: MethodSettings) -> quant.Transform:
+    return quant.chain(quant.smoothquant(settings.smoothquant_alpha), _rtn(module, settings))
+
+
+def _awq(module: Module, settings: MethodSettings) -> quant.Transform:
+    return quant.awq(module.bits, module.group_size, scaled=settings.awq_scaled)
+
+
+def _omniquant(module: Module, settings: MethodSettings) -> quant.Transform:
+    return quant.omniquant(
+        module.bits,
+        module.group_size,
+        act_bits=module.token_bits,
+        alpha=settings.omniquant_alpha,
+        epochs=settings.omniquant_epochs,
+        batch=settings.omniquant_batch,
+        optimizer=_adam(settings.omniquant_transform_rate, settings.omniquant_clipping_rate),
+    )
 
 
 METHODS: Mapping[str, Method] = {
-    "rtn": Method("", lambda bits, group, token_bits, rules: quant.rtn(bits, group, rules=rules)),
-    "omse": Method(
-        "OMSE", lambda bits, group, token_bits, rules: quant.omse(bits, group, rules=rules), act_range="omse"
-    ),
-    "smoothquant": Method(
-        "SmoothQuant",
-        lambda bits, group, token_bits, rules: quant.chain(
-            quant.smoothquant(ALPHA), quant.rtn(bits, group, rules=rules)
-        ),
-        statistics=True,
-    ),
-    "awq": Method(
-        "AWQ",
-        lambda bits, group, token_bits, rules: quant.awq(bits, group, scaled=AWQ_SCALED),
-        statistics=True,
-        block_inputs=True,
-        scaled=AWQ_SCALED,
-    ),
-    "omniquant": Method(
-        "OmniQuant",
-        lambda bits, group, token_bits, rules: quant.omniquant(
-            bits, group, act_bits=token_bits, epochs=OMNIQUANT_EPOCHS, optimizer=_ADAM
-        ),
-        statistics=True,
-        block_inputs=True,
-    ),
+    "rtn": Method("", _rtn),
+    "omse": Method("OMSE", _omse, act_range="omse"),
+    "smoothquant": Method("SmoothQuant", _smoothquant, statistics=True),
+    "awq": Method("AWQ", _awq, statistics=True, block_inputs=True, scaled=lambda settings: settings.awq_scaled),
+    "omniquant": Method("OmniQuant", _omniquant, statistics=True, block_inputs=True),
 }

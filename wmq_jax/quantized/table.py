@@ -14,7 +14,7 @@ from wmq_jax import quant
 from wmq_jax.models import WorldModelConfig
 from wmq_jax.quant import paths
 from wmq_jax.quantized.application import SEQUENCES, TOKENS
-from wmq_jax.quantized.methods import METHODS, Method
+from wmq_jax.quantized.methods import METHODS, Method, MethodSettings, Module
 from wmq_jax.quantized.structure import MODULES, site_rules, sites, topology
 from wmq_jax.quantized.variants import ModuleSpec, VariantSpec
 
@@ -81,7 +81,11 @@ def check_variants(
 
 
 def build_variants(
-    config: WorldModelConfig, params: PyTree, specs: Sequence[VariantSpec], statistics: PyTree | None = None
+    config: WorldModelConfig,
+    params: PyTree,
+    specs: Sequence[VariantSpec],
+    statistics: PyTree | None = None,
+    settings: MethodSettings = MethodSettings(),
 ) -> dict[str, PyTree]:
     """All variants in one table, ``{'params': ..., 'quant': ...}`` with a leading axis V on every array.
 
@@ -94,6 +98,7 @@ def build_variants(
       config, params: the model, in full precision.
       specs: V variants.
       statistics: of ``calibrate``; needed by static activation quantizers.
+      settings: of the methods, the same for all variants.
 
     Raises:
       ValueError: as ``check_variants``; or statistics are needed and None.
@@ -102,7 +107,7 @@ def build_variants(
     _check_statistics_given(specs, statistics)
     # The integers of one variant are enough in memory at a time.
     finished = functools.cache(
-        lambda module, spec: _quantized_module(config, params, statistics, module, spec)._replace(codes={})
+        lambda module, spec: _quantized_module(config, params, statistics, settings, module, spec)._replace(codes={})
     )
 
     def row(spec: VariantSpec) -> dict[str, PyTree]:
@@ -114,7 +119,11 @@ def build_variants(
 
 
 def build_variant(
-    config: WorldModelConfig, params: PyTree, spec: VariantSpec, statistics: PyTree | None = None
+    config: WorldModelConfig,
+    params: PyTree,
+    spec: VariantSpec,
+    statistics: PyTree | None = None,
+    settings: MethodSettings = MethodSettings(),
 ) -> quant.State:
     """One variant with the integers behind it: ``params`` and ``quant`` are a row of ``build_variants`` bit for bit.
 
@@ -122,7 +131,7 @@ def build_variant(
     """
     check_variants(config, params, [spec], statistics)
     _check_statistics_given([spec], statistics)
-    return _assembled(config, params, spec, functools.partial(_quantized_module, config, params, statistics))
+    return _assembled(config, params, spec, functools.partial(_quantized_module, config, params, statistics, settings))
 
 
 def _check_statistics_given(specs: Sequence[VariantSpec], statistics: PyTree | None) -> None:
@@ -159,16 +168,20 @@ def _assembled(
 
 
 def _quantized_module(
-    config: WorldModelConfig, params: PyTree, statistics: PyTree | None, module: str, spec: ModuleSpec
+    config: WorldModelConfig,
+    params: PyTree,
+    statistics: PyTree | None,
+    settings: MethodSettings,
+    module: str,
+    spec: ModuleSpec,
 ) -> quant.State:
     """A module with quantized weights, and the statistics of its sites afterwards."""
     own = None if statistics is None else {module: statistics[module]}
     state = quant.State({module: params[module]}, {}, own)
     if spec.method is None:
         return state
-    transform = METHODS[spec.method].transform(
-        spec.weight_bits, spec.group_size, spec.token_bits, site_rules(config, module, "kernel")
-    )
+    asked = Module(spec.weight_bits, spec.group_size, spec.token_bits, site_rules(config, module, "kernel"))
+    transform = METHODS[spec.method].transform(asked, settings)
     part = topology(config).restricted(module)
     transform.check(state, part)
     return transform.apply(state, part)
@@ -212,7 +225,9 @@ def _quantizers(
     return quantizers
 
 
-def size_bytes(config: WorldModelConfig, params: PyTree, spec: VariantSpec) -> int:
+def size_bytes(
+    config: WorldModelConfig, params: PyTree, spec: VariantSpec, settings: MethodSettings = MethodSettings()
+) -> int:
     """Bytes that a variant takes when its integers are packed.
 
     Counts, for every quantized kernel, ``bits`` a weight (rounded up to whole bytes), a float32 scale a group, and one
@@ -225,7 +240,7 @@ def size_bytes(config: WorldModelConfig, params: PyTree, spec: VariantSpec) -> i
     total = sum(leaf.nbytes for leaf in leaves.values())
     for module in MODULES:
         part: ModuleSpec = getattr(spec, module)
-        beside = _scaled_beside(config, module, part)
+        beside = _scaled_beside(config, module, part, settings)
         for site in sites(config)[module]:
             kernel = leaves[f"{site}/kernel"]
             if part.weight_bits is not None:
@@ -237,9 +252,9 @@ def size_bytes(config: WorldModelConfig, params: PyTree, spec: VariantSpec) -> i
     return total
 
 
-def _scaled_beside(config: WorldModelConfig, module: str, spec: ModuleSpec) -> set[str]:
+def _scaled_beside(config: WorldModelConfig, module: str, spec: ModuleSpec, settings: MethodSettings) -> set[str]:
     """The sites of a module whose method keeps a scale of their inputs beside the kernel."""
-    pattern = METHODS[spec.method].scaled if spec.method else None
+    pattern = METHODS[spec.method].scaled(settings) if spec.method else None
     if pattern is None:
         return set()
     search = quant.AWQSpec(quant.WeightSpec(None), pattern)

@@ -161,7 +161,7 @@ def run_quantization(job: Quantization, workdir: Path, log: Log = print) -> dict
     statistics = _statistics(job, workdir, log)
     log(f"quantizes: {job.spec.name}")
     build = lambda spec: quantized.build_variant(
-        checkpoint.config, checkpoint.params, spec, statistics.get(CALIBRATION)
+        checkpoint.config, checkpoint.params, spec, statistics.get(CALIBRATION), job.sweep.settings.methods
     )
     variant = build(job.spec)
     summary = {
@@ -173,7 +173,12 @@ def run_quantization(job: Quantization, workdir: Path, log: Log = print) -> dict
     }
     # A kill may have left a part of it.
     shutil.rmtree(workdir / MODEL, ignore_errors=True)
-    made = {**checkpoint.metadata, "variant": job.spec.text, "quantized_from": job.config["params_sha256"]}
+    made = {
+        **checkpoint.metadata,
+        "variant": job.spec.text,
+        "methods": dataclasses.asdict(job.sweep.settings.methods),
+        "quantized_from": job.config["params_sha256"],
+    }
     save_model(
         workdir / MODEL, checkpoint.config, variant.params, checkpoint.normalizer, made, variant.codes, variant.quant
     )

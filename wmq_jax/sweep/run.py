@@ -52,7 +52,7 @@ def build_engine(sweep: Sweep, log: Callable[[str], None] = lambda line: None) -
             WorldModel(checkpoint.config), {"params": checkpoint.params}, rollouts, **samples
         )
     log(f"rows: makes the {len(settings.variants)} variants")
-    table = quantized.build_variants(checkpoint.config, params, settings.variants, statistics)
+    table = quantized.build_variants(checkpoint.config, params, settings.variants, statistics, settings.methods)
     return engine.with_data(table, sweep.evaluation)
 
 
@@ -214,7 +214,8 @@ def save_descriptions(sweep: Sweep, folder: ResultsFolder) -> None:
     """Writes ``variants.json`` and ``episodes.json``."""
     model, params = sweep.checkpoint.config, planning_params(sweep.checkpoint.params)
     variants = [
-        {**spec.to_json(), "size_bytes": quantized.size_bytes(model, params, spec)} for spec in sweep.settings.variants
+        {**spec.to_json(), "size_bytes": quantized.size_bytes(model, params, spec, sweep.settings.methods)}
+        for spec in sweep.settings.variants
     ]
     write_json(folder.path / "variants.json", variants)
     manifests = {"evaluation": sweep.evaluation, "calibration": sweep.calibration}

@@ -11,7 +11,7 @@ from wmq_jax.envs.manifest import MAX_SEED
 from wmq_jax.io import check_name
 from wmq_jax.planning import CEMConfig, GDConfig, MPCConfig, Objective, make_objective
 from wmq_jax.planning.limits import MAX_HORIZON, MAX_ITERATIONS, check_range
-from wmq_jax.quantized import VariantSpec, parse_variant
+from wmq_jax.quantized import MethodSettings, VariantSpec, parse_variant
 
 OPTIMIZERS = {"cem": CEMConfig, "gd": GDConfig}
 CALIBRATION_SOURCES = ("planner", "dataset")
@@ -45,6 +45,7 @@ class SweepSettings:
       dataset: folder or zip file of an official data set; empty for none.
       env: name and options of the environment.
       variants: what is compared; full precision first.
+      methods: what the names of methods leave open.
       mpc: planner, longest horizon, iterations.
       objective: what plans minimise.
       horizons: horizons compared, in model actions.
@@ -67,6 +68,7 @@ class SweepSettings:
     dataset: str
     env: Mapping[str, Any]
     variants: tuple[VariantSpec, ...]
+    methods: MethodSettings
     mpc: MPCConfig
     objective: Objective
     horizons: tuple[int, ...]
@@ -183,6 +185,7 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
         dataset=config["dataset"],
         env=options,
         variants=parse_variants(config["variants"]),
+        methods=MethodSettings(**config["methods"]),
         mpc=MPCConfig(
             planner=_planner(planner),
             horizon=max(*horizons, calibration["horizon"]),
