@@ -71,12 +71,11 @@ def forward():
     return jax.jit(lambda params, x: Model().apply({"params": params}, x))
 
 
-def test_a_transform_that_moves_kernels_drops_their_integers(setting):
+def test_a_kernel_that_is_rounded_again_has_the_later_integers(setting):
     params, statistics = setting
-    chained = quant.chain(quant.rtn(4), quant.smoothquant())
+    chained = quant.chain(quant.smoothquant(), quant.rtn(4), quant.omse(3))
     state = quant.quantize_state(chained, params, statistics, TOPOLOGY)
-    assert not state.codes
-    state = quant.quantize_state(quant.chain(chained, quant.omse(3)), params, statistics, TOPOLOGY)
+    assert all(np.ptp(codes.codes) < 2**3 for codes in state.codes.values())
     jax.tree.map(np.testing.assert_array_equal, quant.expand(quant.pack(state.params, state.codes)), state.params)
 
 
@@ -233,6 +232,25 @@ def test_rounding_passes_the_gradient_of_the_float_block(setting):
     for site in BLOCK.sites:
         got, expected = rounded[site]["kernel"], exact[site]["kernel"]
         assert jnp.linalg.norm(got - expected) < 0.2 * jnp.linalg.norm(expected), site
+
+
+@pytest.mark.parametrize("method", ["smoothquant", "awq", "omniquant"])
+def test_an_order_that_would_undo_what_came_before_is_refused(setting, method):
+    """Rounded kernels and static ranges are those of the scales that they were made for."""
+    params, statistics = setting
+    moving = {"smoothquant": quant.smoothquant(), "awq": quant.awq(4), "omniquant": quant.omniquant(4)}[method]
+    run = lambda *chain: quant.quantize(quant.chain(*chain), params, statistics, TOPOLOGY)
+    for earlier, words in (
+        (quant.rtn(4, rules=[".*fc1/kernel"]), "comes after a transform that rounded 'block_0/fc1/kernel'"),
+        (
+            quant.static_activations(8, rules=[".*qkv"]),
+            "comes after static_activations, whose .* 'block_0/qkv'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"^{method} {words}.*: put it first in the chain$"):
+            run(earlier, moving)
+    run(quant.dynamic_activations(8), moving)
+    run(moving, quant.static_activations(8))
 
 
 def test_nothing_is_compiled_twice_for_blocks_of_one_shape(setting):

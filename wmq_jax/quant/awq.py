@@ -19,7 +19,7 @@ import numpy as np
 
 from wmq_jax.quant import grid, paths, weights
 from wmq_jax.quant.block_inputs import capture, check_block_inputs, mean_over, sampled_inputs
-from wmq_jax.quant.equalization import check_topology, rescale, rescale_statistics
+from wmq_jax.quant.equalization import check_order, check_topology, rescale, rescale_statistics
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import Block, Pair, Topology
 from wmq_jax.quant.transform import State, Transform, block_params, replace_block, unless_none
@@ -146,6 +146,7 @@ def awq(
         check_block_inputs(state, topology, "awq")
 
     def apply(state: State, topology: Topology | None = None) -> State:
+        check_order(state, topology, "awq")
         statistics = state.statistics
         for stack in topology.stacks:
             x, mask = sampled_inputs(state.statistics, stack)

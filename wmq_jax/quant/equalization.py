@@ -11,9 +11,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from wmq_jax.quant import calibration, paths
 from wmq_jax.quant.matrices import as_matrices
+from wmq_jax.quant.quantizer import OFF, STATIC
 from wmq_jax.quant.statistics import ChannelRange
 from wmq_jax.quant.topology import NORM, Block, Pair, Topology
 from wmq_jax.quant.transform import State
@@ -106,6 +108,29 @@ def check_topology(state: State, topology: Topology | None, method: str) -> None
                 raise ValueError(
                     f"{method} takes kernels of two axes, or of several where the block's input_axes says how many are "
                     f"inputs; '{path}/{site}/kernel' has shape {shape}"
+                )
+
+
+def check_order(state: State, topology: Topology, method: str) -> None:
+    """Checks that no site of the topology is quantized yet, since scales and shifts would no longer be those that its
+    codes or its static range were made for. Where values are unknown (under ``jit``), ranges are not looked at.
+
+    Raises:
+      ValueError: naming the first site that is.
+    """
+    quantizers = paths.named_leaves(state.quant)
+    for path, block in topology.blocks():
+        for site in (f"{path}/{name}" for name in block.sites):
+            if f"{site}/kernel" in state.codes:
+                raise ValueError(
+                    f"{method} comes after a transform that rounded '{site}/kernel', which it changes: put it first in "
+                    "the chain"
+                )
+            mode = quantizers.get(f"{site}/{calibration.INPUT}/mode", OFF)
+            if not isinstance(mode, jax.core.Tracer) and bool(np.any(np.asarray(mode) == STATIC)):
+                raise ValueError(
+                    f"{method} comes after static_activations, whose range of site '{site}' it changes: put it first "
+                    "in the chain"
                 )
 
 

@@ -21,6 +21,7 @@ from wmq_jax.quant.block_inputs import check_block_inputs, sampled_inputs
 from wmq_jax.quant.equalization import (
     SMALLEST_SCALE,
     channel_statistics,
+    check_order,
     check_topology,
     foldable,
     rescale,
@@ -143,6 +144,7 @@ def omniquant(
         check_block_inputs(state, topology, "omniquant")
 
     def apply(state: State, topology: Topology | None = None) -> State:
+        check_order(state, topology, "omniquant")
         statistics = state.statistics
         sites = calibration.site_statistics(state.statistics)
         for stack in topology.stacks:

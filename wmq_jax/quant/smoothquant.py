@@ -10,6 +10,7 @@ import jax
 from wmq_jax.quant import calibration, paths
 from wmq_jax.quant.equalization import (
     channel_statistics,
+    check_order,
     check_topology,
     foldable,
     rescale,
@@ -48,6 +49,7 @@ def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
         paths.check_finite("weight", kernels)
 
     def apply(state: State, topology: Topology | None = None) -> State:
+        check_order(state, topology, "smoothquant")
         seen = calibration.site_statistics(state.statistics)
         statistics = state.statistics
         for path, block in topology.blocks():
