@@ -86,7 +86,7 @@ def test_the_same_command_again_says_that_all_is_done(finished, checkpoint):
 )
 def test_mistakes_are_one_sentence(tmp_path, arguments, sentence):
     if "lacks" in sentence:
-        sentence += "variants, references, pictures, engine.noise_floor_tile, checkpoint and 34 more"
+        sentence += "variants, references, pictures, engine.noise_floor_tile, checkpoint and 41 more"
     run = sweep(f"--workdir={tmp_path / 'w'}", *arguments)
     assert (run.returncode, run.stderr) == (2, f"error: {sentence.format(cores=available_cores())}\n")
     assert not (tmp_path / "w").exists()

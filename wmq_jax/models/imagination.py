@@ -23,6 +23,7 @@ from jax import lax
 
 from wmq_jax.models import layout
 from wmq_jax.models.config import WorldModelConfig
+from wmq_jax.models.fence import fenced
 from wmq_jax.models.layout import Latent
 
 Apply = Callable[..., Any]
@@ -86,13 +87,13 @@ def imagine(
     grown = min(config.num_hist, steps) if config.num_hist > 1 else 0
     past, cache = [], None
     for t in range(1, grown + 1):
-        frame, z, cache = _fenced(t <= horizon, lambda: grow(t, frame, cache), frame)
+        frame, z, cache = _if_needed(t <= horizon, lambda: grow(t, frame, cache), frame)
         kept = _store(config, kept, frame, t, t <= horizon)
         past.append(z)
 
     def step(t, carry):
         frame, window, kept = carry
-        # The first trip does nothing, for `_fenced`'s reason: XLA would unroll a loop that has one trip only.
+        # The first trip does nothing, for `fenced`'s reason: XLA would unroll a loop that has one trip only.
         frame, window = lax.cond(t > grown, lambda: slide(t, frame, window), lambda: (frame, window))
         return frame, window, _store(config, kept, frame, t)
 
@@ -102,21 +103,16 @@ def imagine(
     return layout.separate(config, frame)[0] if kept is None else kept
 
 
-def _fenced(needed: bool | jax.Array, step: Callable[[], Any], frame: jax.Array) -> Any:
-    """Returns `step()`, compiled apart from its surroundings; if it is not needed, `frame` and zeros nobody reads.
-
-    A static and a traced horizon must give the same bits, but XLA rounds differently when it fuses a step with its
-    neighbours. A computation inside a loop is never fused with those outside; the loop has two trips, since one would
-    be unrolled.
-    """
-
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(step))
+def _if_needed(needed: bool | jax.Array, step: Callable[[], Any], frame: jax.Array) -> Any:
+    """Returns `step()`, fenced; if it is not needed, `frame` and zeros nobody reads."""
+    if needed is True:
+        return fenced(step)
 
     def skip():
-        return frame, *zeros[1:]
+        _, *rest = jax.eval_shape(step)
+        return frame, *jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), rest)
 
-    run = step if needed is True else lambda: lax.cond(needed, step, skip)
-    return lax.fori_loop(0, 2, lambda i, out: lax.cond(i == 1, run, lambda: out), zeros)
+    return fenced(lambda: lax.cond(needed, step, skip))
 
 
 def _first_of(latent: Latent, frames: int) -> Latent:

@@ -16,6 +16,7 @@ from wmq_jax.data import Normalizer
 from wmq_jax.envs import Environment, Observation
 from wmq_jax.envs import execute as env_rollout
 from wmq_jax.models import Latent
+from wmq_jax.models.fence import fenced
 from wmq_jax.planning.cem import CEMConfig, Noise, Proposals, cem
 from wmq_jax.planning.gradient import GDConfig, gd
 from wmq_jax.planning.latent_model import LatentModel, Variables
@@ -326,7 +327,8 @@ def mpc_iteration(
     chosen = plan(problem, variables, observation, goal, state, noise, horizon, stop)
     env_state, path = execute(problem, state.env_state, chosen.actions, num_executed(problem.config, horizon))
     success, distance = problem.env.evaluate(env_state, goal_state)
-    outcome = problem.model.encode(variables, problem.env.observe(env_state))
+    seen = problem.env.observe(env_state)
+    outcome = fenced(lambda: problem.model.encode(variables, seen))
     record = IterationRecord(
         actions=chosen.actions,
         path=path,
