@@ -23,7 +23,7 @@ What papers report, as success on Wall:
 
     python -m experiments.sweep --config=configs/wall_official.py:small --config.checkpoint=... --config.dataset=...
 
-is a trial of minutes on a small model: 2 episodes, 16 samples, 2 steps. Its success says nothing.
+is a trial of minutes: 2 episodes, 16 samples, 2 steps. Its success says nothing.
 `:methods` compares all five methods at 3, 4, 6 and 8 bits, in groups of 128, as the study does.
 
 `:budget_a` and `:budget_b` have the sizes of those two budgets: goals are random states, CEM has 300 samples and 30

@@ -60,6 +60,11 @@ def to_ours() -> None:
         mapped = convert.convert_run(run.model, _OUT.value, run.normalizer, run.files)
     for path, digest in run.files.items():
         print(f"read       {path}\n           sha256 {digest}")
+    config = run.model.config
+    print(
+        f"model      history {config.num_hist}, {config.num_patches} patches of width {config.encoder.width}, "
+        f"predictor of {config.predictor.depth} layers, {config.predictor.heads} heads and width {config.predictor_dim}"
+    )
     for module, size in mapped.parameters.items():
         print(f"mapped     {module:<16} {mapped.weights[module]:>4} weights, {size:>12,} parameters")
     if mapped.unused:

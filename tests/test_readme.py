@@ -97,22 +97,47 @@ def test_the_commands_for_published_files_run(tmp_path):
         shutil.make_archive(tmp_path / "wall_single", "zip", data)
     else:
         shutil.copyfile(data, tmp_path / "wall_single.zip")
-    with np.load(golden_path("world_model.npz")) as world:
-        prefix = "sd/encoder.base_model."
-        save_torch(
-            tmp_path / "dinov2_vits14_pretrain.pth",
-            {name.removeprefix(prefix): world[name] for name in world.files if name.startswith(prefix)},
-        )
-        heads = int(world["spec/enc_heads"])
-    (sweep,) = re.findall(r"^python -m experiments\.sweep --config=configs/wall_official.*$", TEXT, re.M)
-    # The full protocol needs a GPU.
-    sweep = sweep.replace("configs/wall_official.py", f"{ROOT}/configs/wall_official.py:small")
-    lines = [sweep, *re.findall(r"^python -m experiments\.convert .*$", TEXT, re.M)]
-    assert len(lines) == 3
-    for line, extra in zip(lines, ([f"--config.official.encoder_heads={heads}"], [f"--encoder_heads={heads}"], [])):
-        command = [sys.executable, *line.split()[1:], *extra]
+    heads = recorded_backbone(tmp_path / "dinov2_vits14_pretrain.pth")
+    # What a GPU computes in hours is made small; the lines stay as they are.
+    sizes = (
+        "--config.planner.samples=4 --config.planner.elites=2 --config.planner.steps=1 --config.planner.iterations=1"
+    )
+    extras = {
+        "sweep --config=configs/wall_official.py": f"{sizes} --config.episodes.count=1 --config.variants=w4",
+        "quantize --config=configs/quantize.py": f"{sizes} --config.calibration.episodes=1 --config.held_out=0",
+        "convert --run_dir=outputs.zip": "",
+        "convert --to=torch": "",
+        "train --config=configs/train_wall.py:finetune": "--config.predictor.rounds=1 --config.predictor.shard=1 "
+        "--config.predictor.batch=1 --config.decoder.steps=1 --config.decoder.chunk=1 --config.decoder.batch=1 "
+        "--config.validation.rollouts=1 --config.validation.pictures=0 --config.validation.episodes=0",
+    }
+    lines = [line for line in TEXT.splitlines() if re.search(r"^python -m .*(outputs\.zip|models/wall)", line)]
+    assert sorted(lines) == sorted(line for line in lines for start in extras if f"experiments.{start}" in line)
+    assert len(lines) == len(extras)
+    for start, extra in sorted(extras.items(), key=lambda item: item[0].startswith("train")):
+        (line,) = (line for line in lines if f"experiments.{start}" in line)
+        heads_flag = {"--config.official.backbone": "--config.official.encoder_heads", "--backbone": "--encoder_heads"}
+        extra += "".join(f" {flag}={heads}" for given, flag in heads_flag.items() if f" {given}=" in line)
+        command = [sys.executable, *line.replace("=configs/", f"={ROOT}/configs/").split()[1:], *extra.split()]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, f"{line}: {done.stderr}"
     assert (tmp_path / "outputs" / "wall" / "hydra.yaml").is_file()
-    assert (tmp_path / "results" / "wall-small-protocol" / "report.html").is_file()
+    results = tmp_path / "results"
+    assert (results / "wall-official-protocol" / "report.html").is_file()
+    assert (results / "wall-official-protocol" / "rows.jsonl").read_text().count("\n") == 2
+    quantized = load_model(results / "quantize-study-w8a8-tensor" / "model", quantized=True)
+    assert quantized.metadata["variant"] == "w8a8-tensor" and quantized.metadata["official"]["files"]
+    assert len([*results.glob("*/model/model.json")]) == 2, "and the trained model"
+
+
+def recorded_backbone(path):
+    """Writes the recorded backbone file, of which the reduced recordings have the weights alone; returns its heads."""
+    found = [*golden_path("checkpoint").glob("dinov2_*_pretrain.pth")]
+    with np.load(golden_path("world_model.npz")) as world:
+        prefix = "sd/encoder.base_model."
+        if found:
+            shutil.copyfile(found[0], path)
+        else:
+            save_torch(path, {n.removeprefix(prefix): world[n] for n in world.files if n.startswith(prefix)})
+        return int(world["spec/enc_heads"])

@@ -93,12 +93,13 @@ def test_modules_with_hostile_names(run, tmp_path):
 
 
 def test_weights_with_hostile_names():
-    """Each is escaped, and the list is cut."""
-    state = {f"predictor.{n}{EVIL}": np.zeros(1) for n in range(99)}
+    """Each is escaped; what the model lacks is named to the last weight, what is too much up to as many."""
+    state = {f"predictor.{n}{EVIL}": np.zeros(1) for n in range(999)}
     config = official_config("wall")
-    message = refusal(from_torch, state, config, longest=4000)
-    missing = len(weights(config))
-    assert f"({missing + 99}): missing: " in message and message.endswith(f"and {missing + 79} more.")
+    message = refusal(from_torch, state, config, longest=100_000)
+    missing = weights(config)
+    assert f"missing ({len(missing)}): " in message and all(weight.name in message for weight in missing)
+    assert "surplus (999): " in message and message.endswith("and 699 more.")
 
 
 def test_archives_with_hostile_names(tmp_path):

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from tests.golden.tally import REDUCED, golden_folder
-from tests.io.torch_files import Call, Name, module, pickled, write_torch
 from wmq_jax.checkpoints.convert import convert_run, export_torch
 from wmq_jax.checkpoints.native import load_model
 from wmq_jax.checkpoints.official import from_torch
@@ -128,25 +127,6 @@ def test_there_and_back(model, golden, recording, heads, tmp_path, compared):
     assert json.dumps(first.normalizer.to_dict()) == json.dumps(second.normalizer.to_dict())
 
 
-def negative_files(folder: Path, run_dir: Path, marker: Path) -> Path:
-    """Makes what the reduced recordings leave out: files that must be refused."""
-    command = f"touch {marker}"
-    (model,) = run_dir.glob("checkpoints/*.pth")
-    attack = lambda *name: {"epoch": 1, "predictor": Call(Name(*name), (command,))}
-    write_torch(folder / "malicious_os_system.pth", attack("posix", "system"), {})
-    write_torch(folder / "malicious_exec.pth", attack("__builtin__", "exec"), {})
-    dotted = b"\x80\x04\x8c\x19models.visual_world_model\x8c\x0ftorch.os.system\x93N\x85R."
-    write_torch(folder / "malicious_dotted_name.pth", dotted, {})
-    (folder / "malicious_legacy_pickle.pth").write_bytes(pickled(attack("posix", "system")))
-    (folder / "truncated.pth").write_bytes(model.read_bytes()[:200_000])
-    save_torch(folder / "bitflip_crc.pth", {"patch_embed.weight": np.ones((10, 10, 1), np.float32)})
-    data = (folder / "bitflip_crc.pth").read_bytes()
-    (folder / "bitflip_crc.pth").write_bytes(data.replace(np.ones(2, np.float32).tobytes(), b"\xff" * 8, 1))
-    embedding = module("models.proprio.ProprioceptiveEmbedding")
-    write_torch(folder / "missing_predictor.pth", {"epoch": 3, "proprio_encoder": embedding}, {})
-    return folder
-
-
 NEGATIVE = {
     "malicious_os_system": "asks for 'posix.system', which is refused",
     "malicious_exec": "asks for '__builtin__.exec', which is refused",
@@ -163,14 +143,13 @@ def test_negative_files_are_refused(golden, run_dir, backbone, heads, tmp_path, 
     marker = tmp_path / "pwned"
     markers = [marker, Path(tempfile.gettempdir()) / "pwned"]
     assert not any(marker.exists() for marker in markers)
-    if golden_folder() == REDUCED:
-        (tmp_path / "negative").mkdir()
-        folder = negative_files(tmp_path / "negative", run_dir, marker)
-    else:
-        folder = golden.path("checkpoint") / "negative"
-        assert sorted(NEGATIVE) == sorted(file.stem for file in folder.glob("*.pth"))
+    file = golden.path("checkpoint") / "negative" / f"{name}.pth"
+    if name == "truncated" and golden_folder() == REDUCED:  # left out for its size
+        (model,) = run_dir.glob("checkpoints/*.pth")
+        file = tmp_path / "truncated.pth"
+        file.write_bytes(model.read_bytes()[:200_000])
     run = shutil.copytree(run_dir, tmp_path / "run", ignore=shutil.ignore_patterns("*.pth"))
-    shutil.copyfile(folder / f"{name}.pth", run / "checkpoints" / "model_latest.pth")
+    shutil.copyfile(file, run / "checkpoints" / "model_latest.pth")
     with pytest.raises(ValueError, match=NEGATIVE[name]) as error:
         load_official(run, backbone, heads=heads)
     assert "\n" not in str(error.value)
@@ -188,6 +167,11 @@ def test_a_run_in_a_zip_file(run_dir, backbone, heads, model, tmp_path):
     for wrong in (archive, archive / "wrong", tmp_path / "outputs.zip" / "outputs" / "wrong"):
         with pytest.raises(FileNotFoundError, match=f"another, {run_dir.name}"):
             load_official(wrong, backbone)
+
+
+def test_every_negative_file_is_tried(golden):
+    found = {file.stem for file in (golden.path("checkpoint") / "negative").glob("*.pth")}
+    assert found | {"truncated"} == set(NEGATIVE)
 
 
 def test_everything_recorded_is_compared(recording, check_all_read):

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.test_readme import recorded_backbone
 from wmq_jax import sweep as sweeps
 from wmq_jax import training
 from wmq_jax.checkpoints.convert import convert_run
@@ -19,7 +20,7 @@ from wmq_jax.checkpoints.official_run import load_official, official_normalizer
 from wmq_jax.checkpoints.opening import OfficialOptions
 from wmq_jax.cli import load_config
 from wmq_jax.data import open_dataset
-from wmq_jax.io import save_torch, sha256_of
+from wmq_jax.io import sha256_of
 from wmq_jax.sweep.calibration import drawn_episodes
 from wmq_jax.sweep.preparation import IDENTITY
 
@@ -42,8 +43,7 @@ def files(golden, heads, tmp_path_factory):
         shutil.make_archive(folder / "wall_single", "zip", data)
     else:
         shutil.copyfile(data, folder / "wall_single.zip")
-    world = golden("world_model.npz")
-    save_torch(folder / "dinov2_vits14_pretrain.pth", world.under("sd/encoder.base_model."))
+    recorded_backbone(folder / "dinov2_vits14_pretrain.pth")
     model = load_official(folder / "outputs.zip" / "wall_single", folder / "dinov2_vits14_pretrain.pth", heads=heads)
     normalizer = official_normalizer(model.settings, model.config, open_dataset(folder / "wall_single.zip"))
     convert_run(model, folder / "models" / "wall", normalizer)

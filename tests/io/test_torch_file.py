@@ -88,6 +88,33 @@ def test_every_protocol(tmp_path, protocol):
     assert {found["none"].class_name, found["frozen"].class_name} == {"builtins.set", "builtins.frozenset"}
 
 
+def test_a_set_in_several_pieces_names_what_is_not_persistent(tmp_path):
+    """Protocol 4 adds a thousand items at a time; buffers that a module lists there are no weights."""
+    names = {f"b{i}" for i in range(2500)}
+    root = module("models.vit.V", buffers={"b2499": tensor(TWELVE, (2,), (1,)), "kept": tensor(TWELVE, (3,), (1,))})
+    root.state["_non_persistent_buffers_set"] = names
+    found = load_torch(write_torch(tmp_path / "a.pth", pickled({"m": root}, 4), DATA))
+    assert list(found["m"].weights) == ["kept"]
+
+
+@pytest.mark.parametrize(
+    ("pickle", "words"),
+    [
+        (b"\x80\x04\x8f" + b"(\x90" * 1_000_000 + b".", None),
+        (b"\x80\x04\x8f" + b"(\x90" * 2_000_000 + b".", "more than 3000000 steps, which no weights take"),
+        (b"\x80\x04(" + b"}" * 4_000_000 + b"l.", "more than 3000000 steps, which no weights take"),
+        (b"\x80\x04)\x91(K\x01\x90.", "its pickle closes a group that it never opened"),
+        (b"\x80\x04(\x91(K\x01\x90.", "its pickle adds to a builtins.frozenset, which is refused"),
+    ],
+)
+def test_pickles_made_to_take_for_ever(tmp_path, pickle, words):
+    path = write_torch(tmp_path / "a.pth", pickle, {})
+    if words is None:
+        load_torch(path)
+    else:
+        refused(path, words)
+
+
 def test_big_endian_storages_are_swapped(tmp_path):
     path = write_torch(
         tmp_path / "a.pth", tensor(TWELVE, (12,), (1,)), {"0": VALUES.astype(">f4").tobytes()}, byteorder=b"big"

@@ -29,6 +29,7 @@ class _Layout(NamedTuple):
     theirs: Callable[[np.ndarray], np.ndarray]
 
 
+_MOST_NAMED = 300  # of each kind in a message, where all of a published model are 291
 _SAME = _Layout(lambda w: w, lambda w: w)
 _LINEAR = _Layout(np.transpose, np.transpose)
 _CONV = _Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
@@ -170,22 +171,25 @@ def from_torch(state: State, config: WorldModelConfig) -> dict[str, Any]:
     wanted = weights(config)
     shapes = parameter_shapes(config)
     known = {w.name for w in wanted}
-    problems = [f"missing: {w.name}" for w in wanted if w.name not in state]
-    problems += [f"surplus: {name}" for name in state if name not in known and not is_unused(config, name)]
-    params = {}
+    missing = [w.name for w in wanted if w.name not in state]
+    surplus = [name for name in state if name not in known and not is_unused(config, name)]
+    shaped, params = [], {}
     for weight in wanted:
         if weight.name not in state:
             continue
-        theirs = np.asarray(state[weight.name], np.float32)
+        theirs = state[weight.name]
         shape = weight.layout.theirs(np.broadcast_to(np.float32(0), shapes[weight.path])).shape
-        if theirs.shape != shape:
-            problems.append(f"shape of {weight.name}: {theirs.shape}, not {shape}")
+        if np.shape(theirs) != shape:
+            shaped.append(f"{weight.name} has {np.shape(theirs)}, not {shape}")
         else:
-            params[weight.path] = np.ascontiguousarray(weight.layout.ours(theirs))
+            params[weight.path] = np.ascontiguousarray(weight.layout.ours(np.asarray(theirs, np.float32)))
+    problems = [
+        f"{kind} ({len(names)}): {listed(names, _MOST_NAMED, '; ' if names is shaped else ', ')}"
+        for kind, names in (("missing", missing), ("surplus", surplus), ("of other shapes", shaped))
+        if names
+    ]
     if problems:
-        raise ValueError(
-            f"these weights do not fit the model's configuration ({len(problems)}): {listed(problems, separator='; ')}."
-        )
+        raise ValueError(f"these weights do not fit the model's configuration: {'; '.join(problems)}.")
     return traverse_util.unflatten_dict(params)
 
 

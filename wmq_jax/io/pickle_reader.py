@@ -2,8 +2,7 @@
 
 Python's own unpickler imports and calls what a file names. This one is a small interpreter of the binary opcodes: a
 name in the file is looked up in the caller's table, only builders of that table are ever called, and whatever is not in
-it is refused by name. Memory stays in proportion to the file, since nothing is allocated by a number that the file
-states.
+it is refused by name. Nothing is allocated by a number that the file states, and the number of steps is bounded.
 """
 
 import dataclasses
@@ -19,6 +18,9 @@ _LONGEST_INTEGER = 16
 # Longer ones can be chosen to have equal hashes, and a dictionary of them takes for ever.
 _LARGEST_KEY = 1 << 60
 _MOST_ARGUMENTS = 32  # of a call; what is built here takes fewer than ten
+# Opcodes of a pickle; a checkpoint with its optimizer has some hundred thousand. Each may take 300 bytes and 3 us.
+_MOST_STEPS = 3_000_000
+_SET, _FROZEN_SET = "builtins.set", "builtins.frozenset"
 _KEYS = (str, float, bool, bytes, type(None))
 
 
@@ -95,7 +97,7 @@ class _Machine:
         self._memo: dict[int, Any] = {}
 
     def run(self) -> Any:
-        while True:
+        for _ in range(_MOST_STEPS):
             opcode = self._take(1)
             if opcode == b".":
                 return self._pop()
@@ -105,6 +107,7 @@ class _Machine:
                 name = known.name if known else f"0x{opcode.hex()}"
                 raise PickleError(f"its pickle has the opcode {name}, which is refused")
             handler(self)
+        raise PickleError(f"its pickle has more than {_MOST_STEPS} steps, which no weights take")
 
     # Reading
 
@@ -178,8 +181,9 @@ class _Machine:
 
     def _add(self, values: list[Any]) -> None:
         target = self._top((StandIn,), "adds to")
-        # Nothing that is read here is a set; one need not be hashed to be passed over.
-        target.args += (values,)
+        if target.class_name != _SET or not target.args or not isinstance(target.args[0], list):
+            raise PickleError(f"its pickle adds to a {plain(target.class_name)}, which is refused")
+        target.args[0].extend(values)
 
     def _set_items(self, values: list[Any]) -> None:
         target = self._top((dict, StandIn), "sets items of")
@@ -279,9 +283,9 @@ _HANDLERS: dict[bytes, Callable[[_Machine], None]] = {
     b")": lambda m: m._push(()),
     b"]": lambda m: m._push([]),
     b"}": lambda m: m._push({}),
-    b"\x8f": lambda m: m._push(StandIn("builtins.set")),
+    b"\x8f": lambda m: m._push(StandIn(_SET, ([],))),  # a list of its items: nothing here is looked up in it
     b"\x90": lambda m: m._add(m._pop_group()),
-    b"\x91": lambda m: m._push(StandIn("builtins.frozenset", (m._pop_group(),))),
+    b"\x91": lambda m: m._push(StandIn(_FROZEN_SET, (m._pop_group(),))),
     b"t": lambda m: m._push(tuple(m._pop_group())),
     b"l": lambda m: m._push(m._pop_group()),
     b"d": lambda m: m._push(_pairs(m._pop_group())),

@@ -24,7 +24,8 @@ from wmq_jax.io.torch_writer import STORAGES
 from wmq_jax.io.wording import plain, quoted
 
 # Packages whose classes become stand-ins: the world model, its backbone, torch's modules, and what trained them.
-_CLASS_PACKAGES = ("models.", "dinov2.", "torch.nn.modules.", "torch.optim.", "accelerate.")
+_CLASS_PACKAGES = ("models.", "dinov2.", "torch.nn.modules.", "torch.nn.parallel.", "torch.optim.", "accelerate.")
+_CLASS_PACKAGES += ("torch.amp.", "torch.cuda.amp.")  # gradient scalers of mixed precision
 _BUILTINS = ("dict", "list", "tuple", "set", "frozenset", "int", "float", "bool", "str", "complex")
 _PIECE = 1 << 20
 # What a file may ask for without holding as much itself: elements of a tensor that repeats its storage (stride 0),
@@ -207,7 +208,8 @@ def _other_type(head: bytes) -> str:
     if head[:1] == b"\x80" and head[1:2] <= b"\x05":
         return (
             "it is a legacy pickle, which is refused; re-save it in the zip format where torch is installed, with "
-            "torch.save(torch.load(OLD, map_location='cpu', weights_only=True), NEW)"
+            "torch.save(torch.load(OLD, map_location='cpu', weights_only=True), NEW); whole modules, which that "
+            "refuses, where their code is, and only if you trust the file"
         )
     if head[8:9] == b"{":
         return "it looks like a safetensors file; its name must end in .safetensors"
