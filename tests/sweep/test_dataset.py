@@ -79,6 +79,13 @@ def changing(tmp_path):
 REAL = dict(calibration_source="dataset", calibration__episodes=1)
 
 
+def test_more_real_episodes_than_there_are_are_refused(prepare, data):
+    there = len(open_dataset(data).split().train)
+    words = f"^calibration takes {there + 1} episodes of data set .*, whose training part has {there}; lower"
+    with pytest.raises(ValueError, match=words):
+        prepare(dataset=str(data), **{**REAL, "calibration__episodes": there + 1})
+
+
 def rewrite_actions(folder, arrays):
     write(folder / "actions.pth", arrays["actions"][::-1].copy())  # whose statistics are the same
 
