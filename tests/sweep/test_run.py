@@ -106,3 +106,10 @@ def test_methods_mix_in_one_run(prepare, alone, tmp_path):
     for row in rows:
         if row["variant"] in titles[:2]:
             assert row["initial_cost"] == pytest.approx(before[row_key(row)]["initial_cost"], rel=1e-5)
+
+
+def test_a_wall_that_the_model_was_not_trained_in_is_said(prepare):
+    note = "note       the model was trained with door_y 10; here is door_y 36"
+    bundled = dict(checkpoint="bundled", env__door_y=36)
+    assert sweeps.describe(prepare(**bundled)).splitlines()[-1] == note
+    assert "note" not in sweeps.describe(prepare(checkpoint="bundled")) + sweeps.describe(prepare(env__door_y=36))

@@ -31,6 +31,7 @@ from wmq_jax.models import WorldModel, WorldModelConfig
 
 FORMAT = "wmq_jax model 1"
 PORTION = "dataset"  # the key of a checkpoint's metadata that has what its run took of the data set
+LAYOUT = "layout"  # and that which has the options of the environment that it was trained in
 _TREE, _DESCRIPTION = "params", "model.json"
 
 

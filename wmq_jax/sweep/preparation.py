@@ -9,12 +9,13 @@ from typing import Any
 import jax
 
 from wmq_jax import quantized
-from wmq_jax.checkpoints.native import ModelCheckpoint, params_sha256
+from wmq_jax.checkpoints.native import LAYOUT, ModelCheckpoint, params_sha256
 from wmq_jax.checkpoints.opening import open_model
 from wmq_jax.data import OfficialDataset
 from wmq_jax.envs import Environment, make_env
 from wmq_jax.envs.manifest import Manifest, dataset_manifest, make_manifest
 from wmq_jax.io import adopt_config
+from wmq_jax.io.wording import plain
 from wmq_jax.models import WorldModel, WorldModelConfig
 from wmq_jax.planning import CEMConfig, Problem, world_model
 from wmq_jax.sweep import provenance
@@ -314,4 +315,10 @@ def describe(sweep: Sweep) -> str:
         f"device     {device['count']} x {device['kind']}, tile {sweep.tile}, "
         f"about {sweep.peak_bytes / 2**20:.0f} MiB a device",
     ]
+    trained_in = sweep.checkpoint.metadata.get(LAYOUT)
+    trained_in = trained_in if isinstance(trained_in, dict) else {}
+    other = [name for name in trained_in if settings.env.get(name, trained_in[name]) != trained_in[name]]
+    if other:
+        listed = lambda values: ", ".join(f"{name} {plain(values[name])}" for name in other)
+        lines.append(f"note       the model was trained with {listed(trained_in)}; here is {listed(settings.env)}")
     return "\n".join(lines)

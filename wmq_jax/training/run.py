@@ -182,6 +182,8 @@ def _export(settings, workdir, params, normalizer, summary, portion) -> None:
     metadata = {"name": settings.name, "seed": settings.seed, "env": "wall", **summary}
     if portion is not None:
         metadata[native.PORTION] = portion._asdict()
+    else:  # an official data set has several layouts
+        metadata[native.LAYOUT] = {"door_y": settings.env.door_y, "wall_x": settings.env.wall_x}
     native.save_model(workdir / "model", settings.model, params, normalizer, metadata)
 
 
