@@ -202,6 +202,19 @@ def test_there_and_back_and_there_again_is_the_same_checkpoint(run, tmp_path):
         same(first, second)
 
 
+def test_a_trained_encoder_goes_back_among_the_modules(params, tmp_path):
+    run = write_run(tmp_path / "run", CONFIG, to_torch(params, CONFIG), with_encoder=True)
+    model = load_official(run)
+    convert_run(model, tmp_path / "ours", None)
+    modules = export_torch(tmp_path / "ours", tmp_path / "theirs")
+    assert all(name.startswith("base_model.") for name in modules["encoder"])
+    assert not [*(tmp_path / "theirs").glob("*_pretrain.pth")]
+    again = load_official(tmp_path / "theirs")
+    assert again.config == model.config and again.trained_encoder
+    assert list(again.state) == list(model.state)
+    same(again.state, model.state)
+
+
 def test_a_damaged_or_missing_file_beside_the_run_is_named(run, tmp_path):
     convert_run(load_official(run, run / "backbone.pth", heads=HEADS), tmp_path / "ours", None)
     export_torch(tmp_path / "ours", tmp_path / "theirs")

@@ -82,7 +82,8 @@ def convert_run(
 
 
 def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[str, dict[str, np.ndarray]]:
-    """Writes our checkpoint as an official run folder of state dicts, and the encoder as a backbone file beside it.
+    """Writes our checkpoint as an official run folder of state dicts, and the encoder as a backbone file beside it; one
+    that the run had trained stays among its modules.
 
     `load_official` and `convert_run` make the same checkpoint of the folder again, bit for bit.
 
@@ -92,7 +93,7 @@ def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[
         with what these have no place for.
 
     Returns:
-      The state dicts by module; the encoder's names are those of its backbone file.
+      The state dicts by module; names of a frozen encoder are those of its backbone file.
 
     Raises:
       FileNotFoundError, ValueError: the checkpoint cannot be read, has no official form, or `out` is in use.
@@ -106,7 +107,10 @@ def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[
     modules: dict[str, dict[str, np.ndarray]] = {}
     for name, weight in state.items():
         module, rest = name.split(".", 1)
-        modules.setdefault(module, {})[rest.removeprefix("base_model.")] = weight
+        modules.setdefault(module, {})[rest] = weight
+    trained_encoder = official.get("trained_encoder", False)
+    if not trained_encoder:
+        modules["encoder"] = {name.removeprefix("base_model."): w for name, w in modules["encoder"].items()}
     settings = official.get("settings") or hydra.hydra_settings(
         source.config, backbone_name(source.config), source.metadata.get("env", "wall"), source.portion
     )
@@ -114,7 +118,7 @@ def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[
         "normalizer": None if source.normalizer is None else source.normalizer.to_dict(),
         "encoder_heads": source.config.encoder.heads,
     }
-    _write_run(Path(out), modules, settings, source.metadata.get("epoch", 0), beside)
+    _write_run(Path(out), modules, settings, source.metadata.get("epoch", 0), beside, trained_encoder)
     return modules
 
 
@@ -131,13 +135,19 @@ def _check_official_form(config: WorldModelConfig, where: str) -> None:
 
 
 def _write_run(
-    out: Path, modules: Mapping[str, Any], settings: Mapping[str, Any], epoch: int, beside: Mapping[str, Any]
+    out: Path,
+    modules: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    epoch: int,
+    beside: Mapping[str, Any],
+    trained_encoder: bool,
 ) -> None:
     io.check_new_folder(out, "a run")
     (out / "checkpoints").mkdir(parents=True)
-    content = {"epoch": epoch} | {name: modules[name] for name in MODULES if name in modules and name != "encoder"}
-    io.save_torch(out / "checkpoints" / "model_latest.pth", content)
-    io.save_torch(out / hydra.backbone_file(settings), modules["encoder"])
+    inside = [name for name in MODULES if name in modules and (trained_encoder or name != "encoder")]
+    io.save_torch(out / "checkpoints" / "model_latest.pth", {"epoch": epoch} | {name: modules[name] for name in inside})
+    if not trained_encoder:
+        io.save_torch(out / hydra.backbone_file(settings), modules["encoder"])
     io.write_text(out / "hydra.yaml", hydra.write_hydra(settings))
     io.write_json(out / BESIDE, dict(beside))
 

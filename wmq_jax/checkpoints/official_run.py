@@ -42,6 +42,7 @@ class OfficialModel:
       settings: contents of `hydra.yaml`.
       epoch: epochs it was trained for; 0 if the file does not say.
       normalizer: its statistics, if the folder was written by `export_torch` and had them.
+      trained_encoder: whether the run has its encoder in its own checkpoint, and not in a backbone file.
     """
 
     state: dict[str, np.ndarray]
@@ -49,6 +50,7 @@ class OfficialModel:
     settings: Mapping[str, Any]
     epoch: int
     normalizer: Normalizer | None
+    trained_encoder: bool = False
 
     @property
     def unused(self) -> dict[str, np.ndarray]:
@@ -85,7 +87,8 @@ def load_official(
     beside = _read_beside(run)
     modules, attributes = _modules(content, where)
     recorded = beside.get("encoder_heads")
-    if "encoder" in modules:
+    trained_encoder = "encoder" in modules
+    if trained_encoder:
         if backbone is not None:
             raise ValueError(f"{where} has an encoder of its own: leave the backbone file {backbone} out.")
         recorded = attributes["encoder"].get("base_model.blocks.0.attn.num_heads", recorded)
@@ -103,6 +106,7 @@ def load_official(
         settings=settings,
         epoch=trained if isinstance(trained, int) else 0,
         normalizer=Normalizer.from_dict(beside["normalizer"]) if beside.get("normalizer") else None,
+        trained_encoder=trained_encoder,
     )
 
 
@@ -261,6 +265,7 @@ def to_checkpoint(
             # Our parameters are float32; other dtypes are noted for the way back.
             "dtypes": {name: w.dtype.name for name, w in model.state.items() if w.dtype != np.float32},
             "unused": sorted(model.unused),
+            "trained_encoder": model.trained_encoder,
         },
     }
     return ModelCheckpoint(model.config, params, normalizer, metadata)
