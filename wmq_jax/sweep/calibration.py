@@ -77,17 +77,8 @@ def planner_rollouts(
 
 
 def drawn_episodes(dataset: OfficialDataset, limits: Mapping[str, int], skip: int = 0) -> np.ndarray:
-    """The numbers (n,) of the training episodes that are drawn: ``episodes`` of them by ``seed``, ``skip`` left out.
-
-    Raises:
-      ValueError: the training part has fewer.
-    """
+    """The numbers (n,) of the training episodes drawn by ``seed``: ``episodes`` after the first ``skip``, or what is left."""
     drawn = np.random.RandomState(limits["seed"]).permutation(dataset.split().train)
-    if len(drawn) < skip + limits["episodes"]:
-        raise ValueError(
-            f"calibration takes {skip + limits['episodes']} episodes of data set {dataset.place.path}, whose training "
-            f"part has {len(drawn)}; lower calibration.episodes or held_out"
-        )
     return drawn[skip : skip + limits["episodes"]]
 
 

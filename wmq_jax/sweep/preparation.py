@@ -252,10 +252,16 @@ def given_identity(
       episodes: how many real episodes calibration looks at, if it does.
 
     Raises:
-      FileNotFoundError, ValueError: the frames of one of them cannot be read.
+      FileNotFoundError, ValueError: there are fewer, or the frames of one of them cannot be read.
     """
     frames_of = ()
     if settings.calibration_source == "dataset":
+        training, wanted = len(dataset.split().train), settings.calibration["episodes"]
+        if training < wanted:
+            raise ValueError(
+                f"calibration takes {wanted} episodes of data set {dataset.place.path}, whose training part has "
+                f"{training}; lower calibration.episodes"
+            )
         frames_of = drawn_episodes(dataset, {**settings.calibration, "episodes": episodes})
     return {
         "normalizer": checkpoint.normalizer.to_dict(),
