@@ -77,7 +77,7 @@ def planner_rollouts(
 
 
 def drawn_episodes(dataset: OfficialDataset, limits: Mapping[str, int], skip: int = 0) -> np.ndarray:
-    """Numbers (n,) of the training episodes drawn by ``seed``: ``episodes`` after the first ``skip``, or what is left."""
+    """Numbers (n,) of training episodes drawn by ``seed``: ``episodes`` after the first ``skip``, or what is left."""
     drawn = np.random.RandomState(limits["seed"]).permutation(dataset.split().train)
     return drawn[skip : skip + limits["episodes"]]
 
