@@ -26,10 +26,10 @@ What papers report, as success on Wall:
 is a trial of minutes: 2 episodes, 16 samples, 2 steps. Its success says nothing.
 `:methods` compares all five methods at 3, 4, 6 and 8 bits, in groups of 128, as the study does.
 
-`:budget_a` and `:budget_b` have the sizes of those two budgets: goals are random states, CEM has 300 samples and 30
-elites, and plans 9 model actions in 2 steps for 2 MPC iterations (30 episodes), or 12 in 3 steps for 3 (20 episodes).
-Their weights are rounded symmetrically, ours between the least and the largest; their episodes were drawn by other
-seeds. So expect their order, not their numbers.
+`:budget_a` and `:budget_b` have the sizes of those two budgets, as the configuration in that paper's repository states
+them: goals are random states, CEM has 300 samples and 30 elites, and plans 9 model actions in 2 steps for 2 MPC
+iterations (30 episodes), or 12 in 3 steps for 3 (20 episodes). The largest weight of a channel is code 2^(b-1) - 1
+there and 2^(b-1) - 0.5 here, and their episodes were drawn by other seeds. So expect their order, not their numbers.
 """
 
 import ml_collections

@@ -45,6 +45,7 @@ def _size(count: int) -> str:
 def to_ours() -> None:
     """Official files to our checkpoint."""
     from wmq_jax.checkpoints import convert
+    from wmq_jax.checkpoints.native import is_checkpoint
     from wmq_jax.checkpoints.opening import OfficialOptions, read_run
     from wmq_jax.io import check_new_folder
 
@@ -54,6 +55,10 @@ def to_ours() -> None:
             raise ValueError(
                 "bundled is the model that ships here, no official run: use it as --config.checkpoint=bundled"
             )
+        if not _RUN_DIR.value:
+            raise ValueError("--run_dir is empty: it must be the folder of a run, on disk or in a zip file")
+        if is_checkpoint(_RUN_DIR.value):
+            raise ValueError(f"--run_dir={_RUN_DIR.value} is a checkpoint of ours already; --to=torch takes it back")
         sums = ",".join(_SHA256.value)
         options = OfficialOptions(_BACKBONE.value or "", _EPOCH.value, _HEADS.value or 0, sums)
         run = read_run(_RUN_DIR.value, _DATASET.value, options)

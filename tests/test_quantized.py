@@ -11,7 +11,6 @@ from wmq_jax import quant, quantized
 from wmq_jax.models import PredictorConfig, ViTConfig, WorldModel, WorldModelConfig, official_config
 from wmq_jax.quant import paths
 from wmq_jax.quantized import ModuleSpec, VariantSpec, parse_variant
-from wmq_jax.quantized.methods import Module
 
 CONFIG = WorldModelConfig(
     encoder=ViTConfig(width=12, depth=2, heads=2, mlp_dim=20, table_grid=2),
@@ -157,8 +156,7 @@ def test_every_row_is_what_the_transforms_give_alone(world):
         for module in quantized.MODULES:
             part, kernels = getattr(spec, module), quantized.site_rules(CONFIG, module, "kernel")
             method = quantized.METHODS[part.method or "rtn"]
-            asked = Module(part.weight_bits, part.group_size, part.token_bits, kernels)
-            weights = method.transform(asked, quantized.MethodSettings())
+            weights = method.transform(part, kernels, quantized.MethodSettings())
             inputs = quantized.site_rules(CONFIG, module)
             if part.act_granularity == "tensor":
                 activations = quant.static_activations(part.act_bits, range=method.act_range, rules=inputs)

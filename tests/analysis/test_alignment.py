@@ -1,11 +1,16 @@
 """The links between planning cost and success, and the noise floor."""
 
+import dataclasses
+
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from wmq_jax.analysis import load_results
 from wmq_jax.analysis.alignment import LINKS, align, correlate, gather, planning_cells
 from wmq_jax.analysis.noise import noise_floor
+from wmq_jax.analysis.plots import draw_alignment
+from wmq_jax.analysis.summary import compare
 
 
 def _read(tmp_path, synthetic, rows):
@@ -100,3 +105,20 @@ def test_noise_floor_counts_success_and_path_apart(tmp_path, synthetic):
     (floor,) = noise_floor(results.rows, results.noise_floor)
     assert (floor.variant, floor.cells, floor.success_differs, floor.path_differs) == ("FP32", 4, 1, 2)
     assert floor.deviation == pytest.approx(2.0)  # the median of 3 (bent) and 1 (stopped one step earlier)
+
+
+@pytest.mark.parametrize("end", ["low", "rho", "first_rho"])
+def test_every_correlation_is_inside_the_picture(tmp_path, synthetic, end):
+    """Also one of few plans, which is far below 0 and has no interval."""
+    results = load_results(synthetic.write_sweep(tmp_path / "r", episodes=4, iterations=2, variants=2))
+    aligned = align(results.rows)
+    nothing = dict(rho=np.nan, low=np.nan, high=np.nan, first_rho=np.nan)
+    found = {
+        name: dataclasses.replace(
+            one, correlations=tuple(dataclasses.replace(c, **{**nothing, end: -0.9}) for c in one.correlations)
+        )
+        for name, one in aligned.items()
+    }
+    figure = Figure()
+    draw_alignment(figure, compare(results, 5), found)
+    assert all(axes.get_xlim()[0] < -0.9 for axes in figure.axes[: len(LINKS)])

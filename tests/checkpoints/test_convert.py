@@ -90,7 +90,7 @@ def test_missing_and_surplus_weights_are_named(tmp_path, params):
     for words in (
         "missing (1): predictor.transformer.norm.bias",
         "surplus (1): decoder.extra.weight",
-        "of other shapes (1): encoder.base_model.blocks.0.norm1.bias has (5,), not (8,)",
+        "of other shapes (1): encoder.base_model.blocks.0.norm1.bias with (5,) instead of (8,)",
     ):
         assert words in str(error.value)
     assert not (tmp_path / "out").exists()
@@ -318,6 +318,11 @@ def test_the_command(run, tmp_path):
         ([*broken, f"--out={tmp_path / 'new'}", "--sha256=00"], "no file has the SHA-256 00"),
         ([f"--run_dir={tmp_path / 'pusht'}", f"--out={tmp_path / 'new'}"], " has broken, run, theirs"),
         ([f"--run_dir={run}", f"--out={tmp_path / 'new'}"], "a backbone file must be given"),
+        (["--run_dir=", f"--out={tmp_path / 'new'}"], "--run_dir is empty: it must be the folder of a run"),
+        (
+            [f"--run_dir={tmp_path / 'ours'}", f"--out={tmp_path / 'new'}"],
+            "is a checkpoint of ours already; --to=torch",
+        ),
         (["--run_dir=bundled", f"--out={tmp_path / 'new'}"], "the model that ships here, no official run"),
         (
             ["--to=torch", f"--run_dir={tmp_path / 'ours'}", f"--out={tmp_path / 'new'}", "--epoch=1"],

@@ -96,10 +96,10 @@ def test_weights_with_hostile_names():
     """Each is escaped; what the model lacks is named to the last weight, what is too much up to as many."""
     state = {f"predictor.{n}{EVIL}": np.zeros(1) for n in range(999)}
     config = official_config("wall")
-    message = refusal(from_torch, state, config, longest=100_000)
+    message = refusal(from_torch, state, config, longest=150_000)
     missing = weights(config)
     assert f"missing ({len(missing)}): " in message and all(weight.name in message for weight in missing)
-    assert "surplus (999): " in message and message.endswith("and 699 more.")
+    assert "surplus (999): " in message and message.endswith("and 499 more.")
 
 
 def test_archives_with_hostile_names(tmp_path):

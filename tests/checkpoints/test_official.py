@@ -63,7 +63,7 @@ def test_everything_that_does_not_fit_is_named(state):
     message = str(error.value)
     assert "missing (1): encoder.base_model.norm.bias; " in message
     assert "surplus (1): predictor.to_q.weight; " in message
-    assert "of other shapes (1): proprio_encoder.patch_embed.weight has (4, 3, 1), not (5, 3, 1)." in message
+    assert "of other shapes (1): proprio_encoder.patch_embed.weight with (4, 3, 1) instead of (5, 3, 1)." in message
 
 
 def test_weights_that_are_stored_but_unused_may_be_there(state):

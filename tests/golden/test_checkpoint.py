@@ -10,13 +10,14 @@ import jax
 import numpy as np
 import pytest
 
+from tests.golden.published_files import write_backbone
 from tests.golden.tally import REDUCED, golden_folder
 from wmq_jax.checkpoints.convert import convert_run, export_torch
 from wmq_jax.checkpoints.native import load_model
 from wmq_jax.checkpoints.official import from_torch
 from wmq_jax.checkpoints.official_run import load_official, official_normalizer
 from wmq_jax.data import open_dataset
-from wmq_jax.io import Module, load_torch, save_torch
+from wmq_jax.io import Module, load_torch
 from wmq_jax.models import WorldModel, normalize_image
 
 ROLLOUT = dict(atol=5e-3, rel_l2=1e-4)
@@ -35,14 +36,9 @@ def run_dir(golden):
 
 
 @pytest.fixture(scope="module")
-def backbone(golden, tmp_path_factory):
-    """The backbone file; the reduced recordings have its weights in `world_model.npz`, without the mask token."""
-    found = [*golden.path("checkpoint").glob("dinov2_*_pretrain.pth")]
-    if golden_folder() != REDUCED:
-        return found[0]
-    state = golden("world_model.npz").under("sd/encoder.base_model.")
+def backbone(tmp_path_factory):
     path = tmp_path_factory.mktemp("backbone") / "dinov2_pretrain.pth"
-    save_torch(path, state | {"mask_token": np.zeros((1, state["cls_token"].shape[-1]), np.float32)})
+    write_backbone(path)
     return path
 
 

@@ -3,15 +3,13 @@
 import itertools
 import json
 import re
-import shutil
-import zipfile
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 
-from tests.test_readme import recorded_backbone
+from tests.golden.published_files import BACKBONE, DATASET, RUNS, write_published
 from wmq_jax import sweep as sweeps
 from wmq_jax import training
 from wmq_jax.checkpoints.convert import convert_run
@@ -31,22 +29,10 @@ README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
-def files(golden, heads, tmp_path_factory):
-    """A folder with the published files under their names, and `models/wall` that the README's conversion makes."""
+def files(tmp_path_factory):
+    """A folder with the published files under their names."""
     folder = tmp_path_factory.mktemp("published")
-    (settings,) = golden.path("checkpoint").glob("outputs/*/hydra.yaml")
-    with zipfile.ZipFile(folder / "outputs.zip", "w") as archive:
-        for path in (settings, *settings.parent.glob("checkpoints/*.pth")):
-            archive.write(path, f"outputs/wall_single/{path.relative_to(settings.parent).as_posix()}")
-    data = golden.path("dataset_wall")
-    if data.is_dir():
-        shutil.make_archive(folder / "wall_single", "zip", data)
-    else:
-        shutil.copyfile(data, folder / "wall_single.zip")
-    recorded_backbone(folder / "dinov2_vits14_pretrain.pth")
-    model = load_official(folder / "outputs.zip" / "wall_single", folder / "dinov2_vits14_pretrain.pth", heads=heads)
-    normalizer = official_normalizer(model.settings, model.config, open_dataset(folder / "wall_single.zip"))
-    convert_run(model, folder / "models" / "wall", normalizer)
+    write_published(folder)
     return folder
 
 
@@ -54,6 +40,14 @@ def files(golden, heads, tmp_path_factory):
 def heads(golden):
     """Attention heads of the recorded backbone, whose width is not a published one."""
     return golden("world_model.npz").scalar("spec/enc_heads")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def converted(files, heads):
+    """`models/wall`, which the README's conversion makes."""
+    model = load_official(files / RUNS / "wall_single", files / BACKBONE, heads=heads)
+    normalizer = official_normalizer(model.settings, model.config, open_dataset(files / DATASET))
+    convert_run(model, files / "models" / "wall", normalizer)
 
 
 def readme_config(program, where, files, monkeypatch, **changes):

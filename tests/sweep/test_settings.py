@@ -1,5 +1,6 @@
 """Bad settings are one sentence, before anything is compiled."""
 
+import dataclasses
 import re
 import types
 
@@ -9,6 +10,7 @@ from wmq_jax import sweep as sweeps
 from wmq_jax.cli import load_config
 from wmq_jax.envs import make_env
 from wmq_jax.envs.manifest import OFFSETS
+from wmq_jax.quantized import MethodSettings
 from wmq_jax.sweep import check_settings, devices, make_manifest
 
 BAD = [
@@ -196,3 +198,8 @@ def test_the_comparison_of_methods_covers_the_study():
         assert {spec.act_granularity for spec in of} == {None, "tensor", "token"}
         assert any(v.encoder.method == method and v.predictor.method is None for v in variants)
         assert any(v.predictor.method == method and v.encoder.method is None for v in variants)
+
+
+def test_configs_state_the_defaults_of_the_methods():
+    config = load_config("configs/wall.py:small").to_dict()
+    assert config["methods"] == dataclasses.asdict(MethodSettings())

@@ -248,12 +248,13 @@ def _provenance(results: Results) -> Iterator[str]:
 
 
 def _other_starts(results: Results) -> Iterator[tuple[str, str]]:
-    """What later starts computed with, where that is not what the folder was begun with."""
-    for name in ("git_revision", "versions", "device"):
-        first = results.protocol.get(name)
-        for start in results.starts:
-            if name in start and start[name] != first:
-                yield f"{_words(name)} since {start.get('time', 'a later start')}", _value(start[name])
+    """What later starts computed with, where that is not what the one before them did."""
+    before = dict(results.protocol)
+    for start in results.starts:
+        for name, value in start.items():
+            if name in before and value != before[name]:
+                before[name] = value
+                yield f"{_words(name)} since {start.get('time', 'a later start')}", _value(value)
 
 
 def _comparison_table(comparison: Comparison) -> str:

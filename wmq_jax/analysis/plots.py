@@ -147,8 +147,9 @@ def draw_alignment(fig: "Figure", comparison: Comparison, aligned: Mapping[str, 
     """
     lines = _drawn(comparison)
     panels = fig.subplots(1, len(LINKS) + 1, sharey=True)
-    ends = [found.low for line in lines for found in aligned[line.name].correlations]
-    lowest = -1.0 if any(low < -0.5 for low in ends) else -0.5  # the same for all panels; most sweeps need half
+    found = [correlation for line in lines for correlation in aligned[line.name].correlations]
+    shown = [value for each in found for value in (each.low, each.rho, each.first_rho)]  # NaN where there is none
+    lowest = -1.0 if any(value < -0.5 for value in shown) else -0.5  # the same for all panels; most sweeps need half
     for index, (ax, link) in enumerate(zip(panels, LINKS)):
         for row, line in enumerate(lines):
             found, colour = aligned[line.name].correlations[index], style.VERDICT_COLOURS[line.verdict]

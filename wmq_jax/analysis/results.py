@@ -5,7 +5,6 @@ lines in any order, some of them possibly torn by the kill (likewise for the ref
 read; whatever else is damaged is one sentence.
 """
 
-import contextlib
 import dataclasses
 import io
 import json
@@ -148,7 +147,7 @@ class Results:
     traces: tuple[Trace, ...]
     finished: bool
     torn_lines: int
-    starts: tuple[Mapping[str, Any], ...] = ()
+    starts: tuple[Mapping[str, Any], ...]
 
     @property
     def horizons(self) -> tuple[int, ...]:
@@ -228,11 +227,8 @@ def _variant(entry: Any, index: int) -> Variant:
 
 def _read_starts(path: Path) -> tuple[Mapping[str, Any], ...]:
     """The starts that were written whole."""
-    starts = []
-    for line in path.read_text(errors="replace").splitlines() if path.is_file() else ():
-        with contextlib.suppress(ValueError):
-            starts.append(json.loads(line))
-    return tuple(start for start in starts if isinstance(start, dict))
+    lines = _json_lines(path, tolerant=True)[0] if path.is_file() else []
+    return tuple(start for _, start in lines if isinstance(start, dict))
 
 
 def _read_table(folder: Path, name: str, order: Iterable[str]) -> tuple[tuple[Row, ...], int]:
@@ -246,23 +242,30 @@ def _read_table(folder: Path, name: str, order: Iterable[str]) -> tuple[tuple[Ro
 
 
 def _parse_lines(path: Path, tolerant: bool) -> tuple[list[Row], int]:
-    """Rows of a JSON-lines file and the number of lines that are not JSON, which only a tolerant reader accepts."""
-    rows, torn = [], 0
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            if not tolerant:
-                raise ValueError(f"{path} line {number} is not valid JSON; the file is damaged") from None
-            torn += 1
-            continue
+    """Rows of a JSON-lines file, and the number of lines that are not JSON."""
+    entries, torn = _json_lines(path, tolerant)
+    rows = []
+    for number, entry in entries:
         try:
             rows.append(_row(entry))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} line {number} is not a row: {_reason(error)}") from None
     return rows, torn
+
+
+def _json_lines(path: Path, tolerant: bool) -> tuple[list[tuple[int, Any]], int]:
+    """Number and value of each line, and how many lines are not JSON, which only a tolerant reader accepts."""
+    entries, torn = [], 0
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entries.append((number, json.loads(line)))
+        except ValueError:
+            if not tolerant:
+                raise ValueError(f"{path} line {number} is not valid JSON; the file is damaged") from None
+            torn += 1
+    return entries, torn
 
 
 def _row(entry: Mapping[str, Any]) -> Row:

@@ -169,7 +169,7 @@ def _what_would_tell(comparison: Comparison) -> str:
     cells = max(line.cells for line in comparison.lines)
     if newcombe_paired_interval(PairedTable(cells - 1, 0, 1, 0)).low > -SURVIVAL_MARGIN:
         return "more episodes would tell"
-    return f"with {cells} cells only a variant that loses none can survive, more episodes would tell"
+    return f"with {cells} cells only a variant that loses none can survive, so more episodes would tell"
 
 
 def baseline_caveat(comparison: Comparison) -> str | None:

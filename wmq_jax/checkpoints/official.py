@@ -29,7 +29,7 @@ class _Layout(NamedTuple):
     theirs: Callable[[np.ndarray], np.ndarray]
 
 
-_MOST_NAMED = 300  # of each kind in a message, where all of a published model are 291
+_MOST_NAMED = 500  # of each kind in a message; the largest published model has 464 weights
 _SAME = _Layout(lambda w: w, lambda w: w)
 _LINEAR = _Layout(np.transpose, np.transpose)
 _CONV = _Layout(lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
@@ -180,11 +180,11 @@ def from_torch(state: State, config: WorldModelConfig) -> dict[str, Any]:
         theirs = state[weight.name]
         shape = weight.layout.theirs(np.broadcast_to(np.float32(0), shapes[weight.path])).shape
         if np.shape(theirs) != shape:
-            shaped.append(f"{weight.name} has {np.shape(theirs)}, not {shape}")
+            shaped.append(f"{weight.name} with {np.shape(theirs)} instead of {shape}")
         else:
             params[weight.path] = np.ascontiguousarray(weight.layout.ours(np.asarray(theirs, np.float32)))
     problems = [
-        f"{kind} ({len(names)}): {listed(names, _MOST_NAMED, '; ' if names is shaped else ', ')}"
+        f"{kind} ({len(names)}): {listed(names, _MOST_NAMED)}"
         for kind, names in (("missing", missing), ("surplus", surplus), ("of other shapes", shaped))
         if names
     ]

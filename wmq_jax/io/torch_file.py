@@ -24,8 +24,10 @@ from wmq_jax.io.torch_writer import STORAGES
 from wmq_jax.io.wording import plain, quoted
 
 # Packages whose classes become stand-ins: the world model, its backbone, torch's modules, and what trained them.
-_CLASS_PACKAGES = ("models.", "dinov2.", "torch.nn.modules.", "torch.nn.parallel.", "torch.optim.", "accelerate.")
-_CLASS_PACKAGES += ("torch.amp.", "torch.cuda.amp.")  # gradient scalers of mixed precision
+_CLASS_PACKAGES = (
+    *("models.", "dinov2.", "accelerate."),
+    *("torch.nn.modules.", "torch.nn.parallel.", "torch.optim.", "torch.amp.", "torch.cuda.amp."),
+)
 _BUILTINS = ("dict", "list", "tuple", "set", "frozenset", "int", "float", "bool", "str", "complex")
 _PIECE = 1 << 20
 # What a file may ask for without holding as much itself: elements of a tensor that repeats its storage (stride 0),

@@ -261,7 +261,11 @@ def transformed(
 
 def _train(params, learned, x, target, mask, bits, act_bits, block: Block, spec: OmniQuantSpec):
     """What was learned after all epochs, and the loss before each step."""
-    order, counts = _batches(len(x), spec.batch)
+    samples = len(x)
+    batches = -(-samples // spec.batch)
+    # The last batch may be short: sample 0 fills it up and does not count.
+    order = np.concatenate([np.arange(samples), np.zeros(batches * spec.batch - samples, int)]).reshape(batches, -1)
+    counts = (np.arange(batches * spec.batch) < samples).astype(np.float32).reshape(batches, -1)
 
     def step(carry, batch):
         learned, state = carry
@@ -279,28 +283,13 @@ def _train(params, learned, x, target, mask, bits, act_bits, block: Block, spec:
     return _positive(learned), losses
 
 
-def _batches(samples: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Numbers of the samples of every batch, and whether they count: sample 0 fills up the last batch."""
-    batches = -(-samples // size)
-    order = np.concatenate([np.arange(samples), np.zeros(batches * size - samples, int)]).reshape(batches, -1)
-    return order, (np.arange(batches * size) < samples).astype(np.float32).reshape(batches, -1)
-
-
 def _best(candidates: list[PyTree], params, x, target, mask, bits, act_bits, block: Block, spec: OmniQuantSpec):
     """The candidate of the lowest loss over all samples; one whose loss is no number never is."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *candidates)
-
-    def squared_error(learned):
-        def of_batch(batch):
-            chosen, count = batch
-            counted = jnp.einsum("b...,b->b...", mask[chosen], count)
-            return counted.sum() * block_loss(
-                learned, params, x[chosen], target[chosen], counted, bits, act_bits, block, spec
-            )
-
-        return jax.lax.map(of_batch, _batches(len(x), spec.batch)).sum()
-
-    best = jnp.nanargmin(jax.lax.map(squared_error, stacked))
+    losses = jax.lax.map(
+        lambda learned: block_loss(learned, params, x, target, mask, bits, act_bits, block, spec), stacked
+    )
+    best = jnp.nanargmin(losses)
     return jax.tree.map(lambda leaf: leaf[best], stacked)
 
 

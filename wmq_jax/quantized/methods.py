@@ -10,11 +10,14 @@ import functools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import optax
 
 from wmq_jax import quant
+
+if TYPE_CHECKING:  # whose methods are named here
+    from wmq_jax.quantized.variants import ModuleSpec
 
 MAX_EPOCHS = 10_000
 
@@ -75,28 +78,12 @@ def _adam(transform_rate: float, clipping_rate: float) -> optax.GradientTransfor
     return optax.multi_transform(rules, {name: name for name in groups})
 
 
-class Module(NamedTuple):
-    """What a method is asked to do to a module.
-
-    Attributes:
-      bits: of the weights.
-      group_size: input values that share a scale; None: all of an output channel.
-      token_bits: of activations that are quantized per token; None if they are not.
-      rules: match the kernels.
-    """
-
-    bits: int
-    group_size: int | None
-    token_bits: int | None
-    rules: Sequence[str]
-
-
 class Method(NamedTuple):
     """A way to quantize the weights of a module.
 
     Attributes:
       title: for tables and plots.
-      transform: ``(module, settings) -> transform``.
+      transform: ``(spec, rules, settings) -> transform`` of a module's weights; ``rules`` match their kernels.
       statistics: it needs calibration statistics.
       block_inputs: it needs sampled inputs of blocks.
       act_range: what static activation quantizers beside it cover; see ``quant.ActivationSpec``.
@@ -105,34 +92,34 @@ class Method(NamedTuple):
     """
 
     title: str
-    transform: Callable[[Module, MethodSettings], quant.Transform]
+    transform: Callable[[ModuleSpec, Sequence[str], MethodSettings], quant.Transform]
     statistics: bool = False
     block_inputs: bool = False
     act_range: str = "observed"
     scaled: Callable[[MethodSettings], str | None] = lambda settings: None
 
 
-def _rtn(module: Module, settings: MethodSettings) -> quant.Transform:
-    return quant.rtn(module.bits, module.group_size, rules=module.rules)
+def _rtn(spec: ModuleSpec, rules: Sequence[str], settings: MethodSettings) -> quant.Transform:
+    return quant.rtn(spec.weight_bits, spec.group_size, rules=rules)
 
 
-def _omse(module: Module, settings: MethodSettings) -> quant.Transform:
-    return quant.omse(module.bits, module.group_size, rules=module.rules)
+def _omse(spec: ModuleSpec, rules: Sequence[str], settings: MethodSettings) -> quant.Transform:
+    return quant.omse(spec.weight_bits, spec.group_size, rules=rules)
 
 
-def _smoothquant(module: Module, settings: MethodSettings) -> quant.Transform:
-    return quant.chain(quant.smoothquant(settings.smoothquant_alpha), _rtn(module, settings))
+def _smoothquant(spec: ModuleSpec, rules: Sequence[str], settings: MethodSettings) -> quant.Transform:
+    return quant.chain(quant.smoothquant(settings.smoothquant_alpha), _rtn(spec, rules, settings))
 
 
-def _awq(module: Module, settings: MethodSettings) -> quant.Transform:
-    return quant.awq(module.bits, module.group_size, scaled=settings.awq_scaled)
+def _awq(spec: ModuleSpec, rules: Sequence[str], settings: MethodSettings) -> quant.Transform:
+    return quant.awq(spec.weight_bits, spec.group_size, scaled=settings.awq_scaled)
 
 
-def _omniquant(module: Module, settings: MethodSettings) -> quant.Transform:
+def _omniquant(spec: ModuleSpec, rules: Sequence[str], settings: MethodSettings) -> quant.Transform:
     return quant.omniquant(
-        module.bits,
-        module.group_size,
-        act_bits=module.token_bits,
+        spec.weight_bits,
+        spec.group_size,
+        act_bits=spec.token_bits,
         alpha=settings.omniquant_alpha,
         epochs=settings.omniquant_epochs,
         batch=settings.omniquant_batch,

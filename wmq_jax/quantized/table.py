@@ -14,7 +14,7 @@ from wmq_jax import quant
 from wmq_jax.models import WorldModelConfig
 from wmq_jax.quant import paths
 from wmq_jax.quantized.application import SEQUENCES, TOKENS
-from wmq_jax.quantized.methods import METHODS, Method, MethodSettings, Module
+from wmq_jax.quantized.methods import METHODS, Method, MethodSettings
 from wmq_jax.quantized.structure import MODULES, site_rules, sites, topology
 from wmq_jax.quantized.variants import ModuleSpec, VariantSpec
 
@@ -180,8 +180,7 @@ def _quantized_module(
     state = quant.State({module: params[module]}, {}, own)
     if spec.method is None:
         return state
-    asked = Module(spec.weight_bits, spec.group_size, spec.token_bits, site_rules(config, module, "kernel"))
-    transform = METHODS[spec.method].transform(asked, settings)
+    transform = METHODS[spec.method].transform(spec, site_rules(config, module, "kernel"), settings)
     part = topology(config).restricted(module)
     transform.check(state, part)
     return transform.apply(state, part)

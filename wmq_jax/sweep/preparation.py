@@ -76,13 +76,19 @@ class Sweep:
         return list(all_cells(len(settings.variants), settings.seeds, settings.horizons, settings.episodes))
 
 
-def _check_dataset(dataset: OfficialDataset, model: WorldModelConfig) -> None:
-    """A model takes the actions and proprioception of its data set."""
+def _check_dataset(dataset: OfficialDataset, model: WorldModelConfig, settings: SweepSettings) -> None:
+    """A model takes the actions and proprioception of its data set, which has the episodes that are asked for."""
     found = dataset.actions.shape[-1] * model.frameskip, dataset.proprio.shape[-1]
     if found != (model.action_dim, model.proprio_dim):
         raise ValueError(
             f"the checkpoint takes model actions and proprioception of {model.action_dim} and {model.proprio_dim} "
             f"numbers, but data set {dataset.place.path} has {found[0]} and {found[1]}"
+        )
+    training, wanted = len(dataset.split().train), settings.calibration["episodes"]
+    if settings.calibration_source == "dataset" and training < wanted:
+        raise ValueError(
+            f"calibration takes {wanted} episodes of data set {dataset.place.path}, whose training part has "
+            f"{training}; lower calibration.episodes"
         )
 
 
@@ -180,7 +186,7 @@ def _open(settings: SweepSettings) -> tuple[ModelCheckpoint, ModelCheckpoint, Of
     """The checkpoint as it is and as the variants need it, and the data set."""
     given, dataset = open_model(settings.checkpoint, settings.dataset, settings.env["name"], settings.official)
     if dataset is not None:
-        _check_dataset(dataset, given.config)
+        _check_dataset(dataset, given.config, settings)
     if not quantized.needs_qkv_bias(settings.variants):
         return given, given, dataset
     config, params = quantized.with_qkv_bias(given.config, given.params)
@@ -252,16 +258,10 @@ def given_identity(
       episodes: how many real episodes calibration looks at, if it does.
 
     Raises:
-      FileNotFoundError, ValueError: there are fewer, or the frames of one of them cannot be read.
+      FileNotFoundError, ValueError: the frames of one of them cannot be read.
     """
     frames_of = ()
     if settings.calibration_source == "dataset":
-        training, wanted = len(dataset.split().train), settings.calibration["episodes"]
-        if training < wanted:
-            raise ValueError(
-                f"calibration takes {wanted} episodes of data set {dataset.place.path}, whose training part has "
-                f"{training}; lower calibration.episodes"
-            )
         frames_of = drawn_episodes(dataset, {**settings.calibration, "episodes": episodes})
     return {
         "normalizer": checkpoint.normalizer.to_dict(),
@@ -321,10 +321,12 @@ def describe(sweep: Sweep) -> str:
         f"device     {device['count']} x {device['kind']}, tile {sweep.tile}, "
         f"about {sweep.peak_bytes / 2**20:.0f} MiB a device",
     ]
-    trained_in = sweep.checkpoint.metadata.get(LAYOUT)
-    trained_in = trained_in if isinstance(trained_in, dict) else {}
-    other = [name for name in trained_in if settings.env.get(name, trained_in[name]) != trained_in[name]]
-    if other:
-        listed = lambda values: ", ".join(f"{name} {plain(values[name])}" for name in other)
-        lines.append(f"note       the model was trained with {listed(trained_in)}; here is {listed(settings.env)}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *_other_layout(sweep)])
+
+
+def _other_layout(sweep: Sweep) -> list[str]:
+    """What to say where the model was trained in another environment than it plans in."""
+    trained_in, here = sweep.checkpoint.metadata.get(LAYOUT), sweep.settings.env
+    other = [name for name in trained_in if here.get(name, trained_in[name]) != trained_in[name]] if trained_in else []
+    listed = lambda values: ", ".join(f"{name} {plain(values[name])}" for name in other)
+    return [f"note       the model was trained with {listed(trained_in)}; here is {listed(here)}"] if other else []
