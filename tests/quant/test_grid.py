@@ -39,29 +39,6 @@ def test_an_array_of_bits_keeps_its_shape():
     np.testing.assert_array_equal(quant.canonical_bits(np.array([3, 16, 32])), [3, 16, 16])
 
 
-@pytest.mark.parametrize("shape", [(), (1, 1), (40, 1), (40, 7)])
-def test_exact_divide_is_correctly_rounded_under_every_broadcast(shape):
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(40, 7)).astype(np.float32)
-    y = rng.uniform(0.01, 3, size=shape).astype(np.float32)
-    for divide in (quant.exact_divide, jax.jit(quant.exact_divide)):
-        np.testing.assert_array_equal(divide(x, y), x / y)
-    # With constants of the compiled program, too.
-    np.testing.assert_array_equal(jax.jit(lambda: quant.exact_divide(jnp.asarray(x), jnp.asarray(y)))(), x / y)
-    np.testing.assert_array_equal(jax.jit(lambda y: quant.exact_divide(x, y))(y), x / y)
-    np.testing.assert_array_equal(jax.jit(lambda x: quant.exact_divide(x, y))(x), x / y)
-    vmapped = jax.jit(jax.vmap(quant.exact_divide, (None, 0)))(x, np.stack([y, 2 * y]))
-    np.testing.assert_array_equal(vmapped, [x / y, x / (2 * y)])
-
-
-def test_exact_divide_keeps_nan_and_infinity():
-    x = np.array([np.nan, np.inf, -np.inf, 0, 1], np.float32)
-    for y in (2.0, np.inf, -np.inf, np.nan):
-        with np.errstate(invalid="ignore"):
-            expected = x / np.float32(y)
-        np.testing.assert_array_equal(jax.jit(quant.exact_divide)(x, y), expected)
-
-
 def test_straight_through_round_rounds_half_to_even_and_passes_gradients():
     x = jnp.array([-2.5, -0.5, 0.5, 1.5, 0.3, -7.7])
     np.testing.assert_array_equal(quant.straight_through_round(x), np.rint(x))

@@ -21,6 +21,7 @@ from wmq_jax.quant.calibration import (
     statistics_from_arrays,
     statistics_to_arrays,
 )
+from wmq_jax.quant.division import exact_divide, stable_divide
 from wmq_jax.quant.equalization import rescale, rescale_statistics, smoothing_scale
 from wmq_jax.quant.functions import observe, quantized_apply
 from wmq_jax.quant.grid import (
@@ -31,7 +32,6 @@ from wmq_jax.quant.grid import (
     canonical_bits,
     decode,
     encode,
-    exact_divide,
     levels,
     signed_limits,
     straight_through_round,
@@ -168,6 +168,7 @@ __all__ = [
     "site_statistics",
     "smoothing_scale",
     "smoothquant",
+    "stable_divide",
     "static_activations",
     "static_quantizer",
     "static_range",

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from wmq_jax.quant.division import Divide, exact_divide
+
 MIN_BITS = 2
 MAX_BITS = 15
 NO_BITS = 16
@@ -90,21 +92,7 @@ def unsigned_limits(bits) -> tuple[jax.Array, jax.Array]:
     return jnp.zeros_like(top), top
 
 
-def exact_divide(x: jax.Array, y: jax.Array) -> jax.Array:
-    """``x / y``, correctly rounded, whatever is broadcast.
-
-    XLA rewrites a division by a broadcast value into a multiplication by its reciprocal, which
-    is an ulp off in half of all cases. One ulp moves a value that sits on a rounding boundary (the
-    largest weight of every row does: it is 127.5 steps of an 8-bit grid), and whether the
-    rewrite applies changes between ``jit``, ``vmap`` and eager calls. Behind a select that reads
-    both operands, the divisor is no broadcast any more, and the barrier keeps constants from
-    being folded into one. Where ``x + y`` is NaN, so is ``x / y``.
-    """
-    both = x + jax.lax.optimization_barrier(jnp.asarray(y))
-    return x / jnp.where(jnp.isnan(both), both, y)
-
-
-def step_between(low: jax.Array, high: jax.Array, steps: jax.Array) -> jax.Array:
+def step_between(low: jax.Array, high: jax.Array, steps: jax.Array, divide: Divide = exact_divide) -> jax.Array:
     """``(high - low) / steps``, finite also where ``high - low`` is beyond float32.
 
     The same bits as the equation where that is finite: a power of two changes none. What codes at the ends of such a
@@ -112,7 +100,7 @@ def step_between(low: jax.Array, high: jax.Array, steps: jax.Array) -> jax.Array
     """
     # A value, not two branches: XLA factors constants out of a difference, and would overflow again.
     half = jnp.where(jnp.isinf(high - low), 0.5, 1.0)
-    return exact_divide(high * half - low * half, steps) / half
+    return divide(high * half - low * half, steps) / half
 
 
 def straight_through_round(x: jax.Array) -> jax.Array:
@@ -133,15 +121,22 @@ def differentiable_range(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     return jnp.take_along_axis(x, smallest, -1), jnp.take_along_axis(x, largest, -1)
 
 
-def encode(x: jax.Array, grid: Grid, zero_point_first=False, rounding: Rounding = jnp.round) -> jax.Array:
+def encode(
+    x: jax.Array,
+    grid: Grid,
+    zero_point_first=False,
+    rounding: Rounding = jnp.round,
+    divide: Divide = exact_divide,
+) -> jax.Array:
     """The codes of ``x`` on ``grid``, as floats of integer value.
 
     ``clip(round(x / s) + z)``, or ``clip(round(x / s + z))`` where ``zero_point_first`` (a bool
-    array, so the order is data too). The two differ only in ties, and only for odd ``z``.
+    array, so the order is data too). The two differ only in ties, and only for odd ``z``. Where ``divide`` is
+    ``stable_divide``, a value within an ulp of a rounding boundary may go either way on an accelerator.
     """
     before = jnp.where(zero_point_first, grid.zero_point, 0.0)
     after = grid.zero_point - before
-    return _clip(rounding(exact_divide(x, grid.scale) + before) + after, grid.qmin, grid.qmax)
+    return _clip(rounding(divide(x, grid.scale) + before) + after, grid.qmin, grid.qmax)
 
 
 def decode(codes: jax.Array, grid: Grid) -> jax.Array:

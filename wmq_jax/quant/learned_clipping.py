@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from wmq_jax.quant import grid as grids
+from wmq_jax.quant.division import exact_divide
 from wmq_jax.quant.weights import SCALE_LIMITS
 
 # sigmoid(4) = 0.982: hardly any clipping, and a gradient that is not yet flat.
@@ -48,11 +49,11 @@ def lwc_grid(
     bottom, top = grids.unsigned_limits(bits)
     if symmetric:
         half = grids.signed_limits(bits)[1]
-        scale = grids.exact_divide(jnp.maximum(jnp.abs(high), jnp.abs(low)), half)
+        scale = exact_divide(jnp.maximum(jnp.abs(high), jnp.abs(low)), half)
         scale = jnp.clip(scale, *scale_limits)
         return grids.Grid(scale, jnp.broadcast_to(half, scale.shape), bottom, top)
     if not released:
         low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
     scale = jnp.clip(grids.step_between(low, high, top), *scale_limits)
     limit = _RELEASED_ZERO_POINT_LIMIT if released else top
-    return grids.Grid(scale, jnp.round(jnp.clip(grids.exact_divide(-low, scale), -limit, limit)), bottom, top)
+    return grids.Grid(scale, jnp.round(jnp.clip(exact_divide(-low, scale), -limit, limit)), bottom, top)

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmq_jax.quant import grid as grids
+from wmq_jax.quant.division import exact_divide
 from wmq_jax.quant.per_kernel import KERNELS, per_kernel
 from wmq_jax.quant.quantizer import fake_quant, static_quantizer
 from wmq_jax.quant.rules import Rule
@@ -47,7 +48,7 @@ class ClippingSearch:
         zero = jnp.zeros_like(absmax)
 
         def grid_of(factor):
-            return grids.Grid(jnp.clip(grids.exact_divide(factor * absmax, qmax), *self.scale_limits), zero, qmin, qmax)
+            return grids.Grid(jnp.clip(exact_divide(factor * absmax, qmax), *self.scale_limits), zero, qmin, qmax)
 
         def error_of(grid):
             return ((grids.decode(grids.encode(groups, grid), grid) - groups) ** 2).sum(-1, keepdims=True)

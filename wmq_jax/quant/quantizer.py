@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmq_jax.quant import grid as grids
+from wmq_jax.quant.division import exact_divide, stable_divide
 
 OFF = 0
 STATIC = 1
@@ -67,7 +68,7 @@ def static_quantizer(minimum, maximum, bits, *, include_zero: bool = True, zero_
         low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
     qmin, qmax = grids.unsigned_limits(bits)
     scale = jnp.maximum(grids.step_between(low, high, qmax), grids.EPSILON)
-    zero_point = jnp.clip(-jnp.round(grids.exact_divide(low, scale)), qmin, qmax)
+    zero_point = jnp.clip(-jnp.round(exact_divide(low, scale)), qmin, qmax)
     mode = jnp.where(grids.is_quantized(bits), STATIC, OFF)
     return _broadcast_fields(mode, scale, zero_point, qmin, qmax, zero_point_first, include_zero)
 
@@ -133,7 +134,7 @@ def fake_quant_tokens(x: jax.Array, quantizer: Quantizer, rounding: grids.Roundi
 
 
 def _on_grid(x: jax.Array, grid: grids.Grid, quantizer: Quantizer, rounding: grids.Rounding) -> jax.Array:
-    codes = grids.encode(_widen(x), grid, quantizer.zero_point_first, rounding)
+    codes = grids.encode(_widen(x), grid, quantizer.zero_point_first, rounding, stable_divide)
     return grids.decode(codes, grid).astype(x.dtype)
 
 
@@ -149,9 +150,11 @@ def _token_grid(x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding) ->
     high = jnp.where(sound, jnp.maximum(high, 0.0), high)
     steps = quantizer.qmax - quantizer.qmin
     floor = jnp.where(sound, grids.SMALLEST_SCALE, _RELEASED_SCALE_FLOOR)
-    scale = jnp.clip(grids.step_between(low, high, steps), floor, jnp.where(sound, _HUGE, _RELEASED_LIMIT))
+    scale = jnp.clip(
+        grids.step_between(low, high, steps, stable_divide), floor, jnp.where(sound, _HUGE, _RELEASED_LIMIT)
+    )
     limit = jnp.where(sound, steps, _RELEASED_LIMIT)
-    zero_point = jnp.round(jnp.clip(grids.exact_divide(-low, scale), -limit, limit))
+    zero_point = jnp.round(jnp.clip(stable_divide(-low, scale), -limit, limit))
     return grids.Grid(scale, zero_point, quantizer.qmin, quantizer.qmax)
 
 

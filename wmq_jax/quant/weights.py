@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from wmq_jax.quant import grid as grids
+from wmq_jax.quant.division import exact_divide
 
 LAYOUTS = ("padded", "flat")
 
@@ -157,7 +158,7 @@ class AbsmaxGrid:
         """The grids of ``groups`` (R, n, g)."""
         qmin, qmax = grids.signed_limits(bits)
         absmax = jnp.abs(groups).max(-1, keepdims=True)
-        scale = jnp.maximum(grids.exact_divide(absmax, grids.levels(bits) / 2), self.floor)
+        scale = jnp.maximum(exact_divide(absmax, grids.levels(bits) / 2), self.floor)
         return grids.Grid(scale, jnp.zeros_like(scale), qmin, qmax)
 
 
@@ -187,8 +188,8 @@ class RangeGrid:
         if self.include_zero:
             low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
         qmin, qmax = grids.unsigned_limits(bits)
-        scale = jnp.maximum(grids.step_between(low, high, qmax), grids.exact_divide(self.narrowest, qmax))
-        zero_point = jnp.clip(-jnp.round(grids.exact_divide(low, scale)), qmin, qmax)
+        scale = jnp.maximum(grids.step_between(low, high, qmax), exact_divide(self.narrowest, qmax))
+        zero_point = jnp.clip(-jnp.round(exact_divide(low, scale)), qmin, qmax)
         return grids.Grid(scale, zero_point, qmin, qmax)
 
 
@@ -318,7 +319,7 @@ def decode_kernel(quantized: QuantizedKernel) -> jax.Array:
     values = grids.decode(quantized.codes.astype(jnp.float32), quantized.grid)
     kernel = from_groups(values, quantized.shape, quantized.spec)
     if quantized.divisor is not None:
-        kernel = grids.exact_divide(kernel, quantized.divisor)
+        kernel = exact_divide(kernel, quantized.divisor)
     return kernel.astype(quantized.dtype)
 
 
