@@ -37,8 +37,11 @@ def main(config: dict[str, Any]) -> None:
             from wmq_jax import sweep as sweeps
 
             job = sweeps.prepare_quantization(config, _STATISTICS.value)
-            workdir = sweeps.open_workdir(job, _WORKDIR.value)
+            usual = sweeps.default_workdir(job.sweep.settings.name, job.spec)
+            workdir = io.make_workdir(usual if _WORKDIR.value is None else _WORKDIR.value)
             stack.enter_context(io.locked(workdir))
+            sweeps.open_workdir(job, workdir)
+        print(sweeps.describe_quantization(job), flush=True)
         summary = sweeps.run_quantization(job, workdir)
     print(quantized.format_summary(summary))
     print(f"model in {workdir / 'model'}, figures in {workdir / 'summary.json'}")

@@ -52,6 +52,16 @@ def test_a_model_keeps_its_own_statistics(prepare, checkpoint, data):
     assert found.to_dict() == load_model(checkpoint).normalizer.to_dict()
 
 
+def test_a_wall_that_the_data_set_has_not_is_said(prepare, data):
+    doors = open_dataset(data).extras["door_y"]
+    notes = lambda door: [
+        line for line in sweeps.describe(prepare(dataset=str(data), env__door_y=door)).splitlines() if "note" in line
+    ]
+    assert notes(int(doors[0])) == []
+    there = "; ".join(f"door_y {door:g}, wall_x 32" for door in sorted(set(doors.tolist()))[:5])
+    assert notes(21) == [f"note       no trajectory of the data set has door_y 21, wall_x 32; it has {there}"]
+
+
 def test_a_data_set_of_another_task_is_named(prepare, tmp_path):
     make_maze(tmp_path / "point_maze")
     with pytest.raises(ValueError, match="proprioception of 10 and 2 numbers, but data set .* has 10 and 4"):
@@ -138,7 +148,8 @@ def test_a_quantization_keeps_to_its_data_too(base_config, changing, tmp_path):
     config |= dict(dataset=str(changing[0]), calibration_source="dataset", held_out=1, variant="w4")
     config["calibration"]["episodes"] = 1
     held_out = drawn_episodes(open_dataset(changing[0]), config["calibration"], skip=1)[0]
-    sweeps.open_workdir(sweeps.prepare_quantization(config), tmp_path / "quantized")
+    folder = sweeps.open_workdir(sweeps.prepare_quantization(config), tmp_path / "quantized")
+    (folder / "statistics.npz").touch()
     write(changing[0] / "obses" / f"episode_{held_out:03d}.pth", 255 - changing[1]["frames"][held_out])
     with pytest.raises(ValueError, match="given.dataset.frames is '[0-9a-f]*' there and '[0-9a-f]*' now"):
         sweeps.open_workdir(sweeps.prepare_quantization(config), tmp_path / "quantized")

@@ -8,13 +8,14 @@ from wmq_jax.io.checksum import sha256_of
 from wmq_jax.io.safetensors_file import load_safetensors
 from wmq_jax.io.torch_file import Module, Opaque, TorchFileError, load_torch
 from wmq_jax.io.torch_writer import save_torch
-from wmq_jax.io.workdir import adopt_config, check_name, check_new_folder, locked, make_workdir
+from wmq_jax.io.workdir import CONFIG, adopt_config, check_name, check_new_folder, locked, make_workdir
 
 __all__ = [
     "Module",
     "Opaque",
     "TorchFileError",
     "adopt_config",
+    "CONFIG",
     "append_line",
     "check_name",
     "check_new_folder",

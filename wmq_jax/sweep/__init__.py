@@ -11,7 +11,13 @@ from wmq_jax.sweep.cells import Cell, all_cells
 from wmq_jax.sweep.devices import cell_mesh, configure
 from wmq_jax.sweep.engine import Engine, compile_engine
 from wmq_jax.sweep.preparation import Sweep, describe, open_folder, prepare, standing
-from wmq_jax.sweep.quantization import open_workdir, prepare_quantization, run_quantization
+from wmq_jax.sweep.quantization import (
+    default_workdir,
+    describe_quantization,
+    open_workdir,
+    prepare_quantization,
+    run_quantization,
+)
 from wmq_jax.sweep.run import run_sweep
 from wmq_jax.sweep.scheduler import run_cells
 from wmq_jax.sweep.settings import SweepSettings, check_settings
@@ -32,6 +38,8 @@ __all__ = [
     "describe",
     "make_manifest",
     "open_folder",
+    "default_workdir",
+    "describe_quantization",
     "open_workdir",
     "prepare",
     "prepare_quantization",

@@ -321,7 +321,7 @@ def describe(sweep: Sweep) -> str:
         f"device     {device['count']} x {device['kind']}, tile {sweep.tile}, "
         f"about {sweep.peak_bytes / 2**20:.0f} MiB a device",
     ]
-    return "\n".join([*lines, *_other_layout(sweep)])
+    return "\n".join([*lines, *_other_layout(sweep), *_layout_of_no_trajectory(sweep)])
 
 
 def _other_layout(sweep: Sweep) -> list[str]:
@@ -330,3 +330,16 @@ def _other_layout(sweep: Sweep) -> list[str]:
     other = [name for name in trained_in if here.get(name, trained_in[name]) != trained_in[name]] if trained_in else []
     listed = lambda values: ", ".join(f"{name} {plain(values[name])}" for name in other)
     return [f"note       the model was trained with {listed(trained_in)}; here is {listed(here)}"] if other else []
+
+
+def _layout_of_no_trajectory(sweep: Sweep) -> list[str]:
+    """What to say where the data set has the layout in none of its trajectories: the model has never seen it."""
+    wanted = {name: sweep.settings.env.get(name) for name in sweep.dataset.extras} if sweep.dataset else {}
+    if not wanted or None in wanted.values():
+        return []
+    layouts = sorted(set(zip(*(sweep.dataset.extras[name].tolist() for name in wanted))))
+    if tuple(wanted.values()) in layouts:
+        return []
+    listed = lambda values: ", ".join(f"{name} {value:g}" for name, value in zip(wanted, values))
+    there = "; ".join(map(listed, layouts[:5])) + ("; ..." if len(layouts) > 5 else "")
+    return [f"note       no trajectory of the data set has {listed(wanted.values())}; it has {there}"]

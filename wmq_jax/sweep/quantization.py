@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from wmq_jax import quant, quantized
 from wmq_jax.checkpoints.native import save_model
 from wmq_jax.envs.manifest import make_manifest
-from wmq_jax.io import adopt_config, make_workdir, sha256_of, write_json
+from wmq_jax.io import CONFIG, adopt_config, make_workdir, sha256_of, write_json
 from wmq_jax.models import WorldModel
 from wmq_jax.planning.limits import check_range
 from wmq_jax.sweep.calibration import drawn_episodes
@@ -122,17 +122,44 @@ def prepare_quantization(config: Mapping[str, Any], statistics: Sequence[str | o
     )
 
 
-def open_workdir(job: Quantization, workdir: str | os.PathLike | None = None) -> Path:
-    """The folder of a run, new or of the same config.
+def describe_quantization(job: Quantization) -> str:
+    """What will be done, for a person, before it starts."""
+    sweep, limits = job.sweep, job.sweep.settings.calibration
+    device, planner = sweep.config["device"], sweep.config["planner"]
+    episodes = f"{limits['episodes']} episodes"
+    if job.held_out:
+        episodes += f", and {job.held_out} others for the errors of blocks"
+    if job.statistics is not None:
+        looks_at = "statistics of earlier runs"
+    elif not _calibrates(job):
+        looks_at = "nothing: the variant needs no statistics, and held_out is 0"
+    elif sweep.settings.calibration_source == "dataset":
+        looks_at = f"{episodes}, of {sweep.settings.dataset}"
+    else:
+        plans = limits["episodes"] * min(limits["iterations"], planner["mpc_iterations"]) + job.held_out
+        looks_at = f"{episodes}: {plans} plans of {planner['samples']} samples x {planner['steps']} steps"
+    lines = [
+        f"model      {sweep.settings.checkpoint} ({sweep.config['model_parameters'] / 1e6:.2f} M parameters)",
+        f"variant    {job.spec.name}",
+        f"looks at   {looks_at}",
+        f"device     {device['count']} x {device['kind']}",
+    ]
+    return "\n".join(lines)
+
+
+def open_workdir(job: Quantization, workdir: str | os.PathLike) -> Path:
+    """The folder of a run, new or of the same config; of none yet, where an earlier start left nothing but its config.
 
     Args:
       job: what is to be done.
-      workdir: the folder; None: :func:`default_workdir`.
+      workdir: the folder, such as :func:`default_workdir`; locked, if others may use it.
 
     Raises:
       ValueError: it cannot be written, or holds the result of another config.
     """
-    workdir = make_workdir(default_workdir(job.sweep.settings.name, job.spec) if workdir is None else workdir)
+    workdir = make_workdir(workdir)
+    if not any((workdir / name).exists() for name in (STATISTICS, MODEL, SUMMARY)):
+        (workdir / CONFIG).unlink(missing_ok=True)
     adopt_config(workdir, job.config, _IDENTITY)
     use_compilation_cache(workdir.absolute() / "compilation_cache")
     return workdir
@@ -141,6 +168,11 @@ def open_workdir(job: Quantization, workdir: str | os.PathLike | None = None) ->
 def default_workdir(name: str, spec: quantized.VariantSpec) -> Path:
     """``results/<name of the config>-<variant>``, the variant's punctuation as dashes."""
     return Path("results") / "-".join([name, *re.findall(r"[a-z0-9]+", spec.text)])
+
+
+def _calibrates(job: Quantization) -> bool:
+    """Whether statistics are wanted, for the method or for the errors of blocks."""
+    return bool(job.held_out) or quantized.needs_statistics(job.spec)
 
 
 def run_quantization(job: Quantization, workdir: Path, log: Log = print) -> dict[str, Any]:
@@ -168,7 +200,7 @@ def run_quantization(job: Quantization, workdir: Path, log: Log = print) -> dict
         "variant": job.spec.text,
         "name": job.spec.name,
         "sites": quantized.summarize_sites(checkpoint.config, job.spec, variant),
-        "blocks": _block_summary(job, variant, build, statistics),
+        "blocks": _block_summary(job, variant, build, statistics, log),
         "bytes": quantized.summarize_sizes(checkpoint.params, variant),
     }
     # A kill may have left a part of it.
@@ -218,12 +250,11 @@ def _statistics(job: Quantization, workdir: Path, log: Log) -> Mapping[str, Any]
     """The statistics given, or of an earlier start in the folder, or new ones; {} where nothing asks for them."""
     if job.statistics is not None:
         return job.statistics.parts
-    if not job.held_out and not quantized.needs_statistics(job.spec):
+    if not _calibrates(job):
         return {}
     path = workdir / STATISTICS
     if not path.exists():
-        log(f"calibrates on {job.sweep.settings.calibration['episodes']} episodes")
-        save_statistics(path, Statistics(_calibrate(job), job.sweep.given_sha256, (_stream(job),)))
+        save_statistics(path, Statistics(_calibrate(job, log), job.sweep.given_sha256, (_stream(job),)))
     return load_statistics([path]).parts
 
 
@@ -241,7 +272,7 @@ def _stream(job: Quantization) -> Stream:
     return Stream(source, limits["seed"], parts)
 
 
-def _calibrate(job: Quantization) -> dict[str, Any]:
+def _calibrate(job: Quantization, log: Log) -> dict[str, Any]:
     """Everything that any method needs, so that the file serves other variants too, and inputs for the block errors."""
     sweep, checkpoint = job.sweep, job.sweep.checkpoint
     limits, variables = sweep.settings.calibration, {"params": checkpoint.params}
@@ -250,12 +281,15 @@ def _calibrate(job: Quantization) -> dict[str, Any]:
         plain = quantized.build_variants(
             checkpoint.config, planning_params(checkpoint.params), [quantized.VariantSpec()]
         )
+        log("compiles the planner")
         engine = compile_planner(sweep, sweep.problem, plain, sweep.tile)
+    log(f"calibrates on {limits['episodes']} episodes")
     rollouts = calibration_rollouts(sweep, lambda: engine, limits)
     seed = limits["seed"]
     found = {CALIBRATION: quantized.calibrate(model, variables, rollouts, seed=seed)}
     if job.held_out:
-        # One future of each of other episodes: what is sampled from these is independent of what searches look at.
+        log(f"looks at {job.held_out} other episodes")
+        # One future of each: what is sampled from these is independent of what searches look at.
         others = {**limits, "episodes": job.held_out, "iterations": 1, "samples": 1}
         futures = calibration_rollouts(sweep, lambda: engine, others, skip=limits["episodes"])
         chosen = [jax.tree.map(lambda x: x[n % len(x)][None], future) for n, future in enumerate(futures)]
@@ -269,10 +303,12 @@ def _block_summary(
     variant: quant.State,
     build: Callable[[quantized.VariantSpec], quant.State],
     statistics: Mapping[str, Any],
+    log: Log,
 ) -> list[dict[str, Any]]:
     """Errors of the blocks' outputs on held-out inputs beside those of plain rounding."""
     if not job.held_out:
         return []
+    log("measures the errors of blocks")
     checkpoint, plain = job.sweep.checkpoint, quantized.plain_rounding(job.spec)
     errors = lambda state: quantized.block_errors(checkpoint.config, checkpoint.params, state, statistics[HELD_OUT])
     found = errors(variant)
