@@ -14,6 +14,8 @@ have no place for: the statistics and the backbone's head count. Its folder conv
 for bit.
 """
 
+from pathlib import Path
+
 from absl import flags
 
 from wmq_jax import cli
@@ -64,7 +66,7 @@ def to_ours() -> None:
         run = read_run(_RUN_DIR.value, _DATASET.value, options)
         mapped = convert.convert_run(run.model, _OUT.value, run.normalizer, run.files)
     for path, digest in run.files.items():
-        print(f"read       {path}\n           sha256 {digest}")
+        print(f"read       {path} ({_size(Path(path).stat().st_size)})\n           sha256 {digest}")
     config = run.model.config
     print(
         f"model      history {config.num_hist}, {config.num_patches} patches of width {config.encoder.width}, "
@@ -77,7 +79,8 @@ def to_ours() -> None:
     if run.normalizer is None:
         print("statistics none: give --dataset here, or --config.dataset to a sweep")
     else:
-        print(f"statistics action std {run.normalizer.action_std}, proprio std {run.normalizer.proprio_std}")
+        source = f"of {_DATASET.value}: " if _DATASET.value else ""
+        print(f"statistics {source}action std {run.normalizer.action_std}, proprio std {run.normalizer.proprio_std}")
     print(f"written    {_OUT.value} ({_size(mapped.bytes)} of parameters)\n           sha256 {mapped.sha256}")
 
 

@@ -1,5 +1,6 @@
 """What every program does with an interruption, and with --help."""
 
+import shlex
 import subprocess
 import sys
 
@@ -16,3 +17,25 @@ def test_help_is_no_failure():
     run = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=100)
     assert run.returncode == 0
     assert "--helpfull" in run.stdout
+
+
+def test_help_lists_the_fields_as_they_are_set(tmp_path):
+    """Each in a line that a shell takes as it stands, without its quotes being lost."""
+    (tmp_path / "c.py").write_text(
+        "import ml_collections\n"
+        "def get_config(mode='a'):\n"
+        "    return ml_collections.ConfigDict(dict(variants='w4 w3', inner=dict(count=2, on=True), empty=''))\n"
+    )
+    code = "from wmq_jax import cli\ncli.run(lambda config: print(config), config='c.py')"
+    command = lambda *words: subprocess.run(
+        [sys.executable, "-c", code, *words], capture_output=True, text=True, timeout=100, cwd=tmp_path
+    )
+    lines = [line.strip() for line in command("--help").stdout.splitlines() if "--config." in line]
+    assert lines == [
+        "--config.empty=''",
+        "--config.variants='w4 w3'",
+        "--config.inner.count=2",
+        "--config.inner.on=true",
+    ]
+    again = command(*(word for line in lines for word in shlex.split(line)))
+    assert again.stdout == command().stdout != "", again.stderr

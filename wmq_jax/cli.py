@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -153,7 +154,7 @@ def run(main: Callable[..., None], config: str | None = None, fields: Sequence[s
             _check_overrides(loaded, argv)
             # Read by ml_collections when the flag is defined: it looks for the overrides itself.
             sys.argv = argv
-            handle = _define_config(loaded, config)
+            handle = _define_config(loaded, where, config)
 
     def checked(rest: list[str]) -> None:
         if len(rest) > 1:
@@ -170,16 +171,27 @@ def run(main: Callable[..., None], config: str | None = None, fields: Sequence[s
     app.run(checked, argv=argv, flags_parser=_parse)
 
 
-def _define_config(loaded: ml_collections.ConfigDict, default: str) -> Any:
+def _define_config(loaded: ml_collections.ConfigDict, where: str, default: str) -> Any:
     """The flag under which ml_collections finds the overrides; the file itself was taken from the arguments before."""
-    help_text = f"Config file and its mode (default {default}); its fields are set as --config.path=value."
+    listed = "\n".join(f"--{name}={value}" for name, value in _leaves("config", loaded.to_dict()))
+    help_text = f"Config file and its mode (default {default}). The fields of {where}, which explains them:\n{listed}"
     try:
         holder = config_flags.DEFINE_config_dict("config", loaded, help_text, lock_config=True)
         # --help lists the flags of the main program only; this one belongs to it.
         flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS["config"])
+        flags.FLAGS["config"].default_as_str = None  # it would show them a second time
         return holder
     except (TypeError, flags.Error) as error:
         raise ValueError(error) from None
+
+
+def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Dotted names of a config and their values as one gives them in a shell, groups after the fields beside them."""
+    if not isinstance(value, dict):
+        yield name, shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))
+        return
+    for field in sorted(value, key=lambda field: (isinstance(value[field], dict), field)):
+        yield from _leaves(f"{name}.{field}", value[field])
 
 
 def overridden() -> list[str]:

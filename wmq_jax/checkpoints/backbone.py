@@ -121,6 +121,8 @@ def backbone_config(state: Mapping[str, np.ndarray], feature: str, heads: int | 
             f"the backbone is {width} wide, which no published one is ({known}): its number of attention heads "
             "must be given (--encoder_heads, or official.encoder_heads of a config)."
         )
+    if heads is not None and width % heads:
+        raise ValueError(f"the backbone is {width} wide, which {heads} attention heads (encoder_heads) do not divide.")
     if heads is not None and HEADS.get(width, heads) != heads:
         raise ValueError(f"a backbone of width {width} has {HEADS[width]} attention heads, not {heads}.")
     registers = state["register_tokens"].shape[1] if "register_tokens" in state else 0

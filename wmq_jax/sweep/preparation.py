@@ -263,17 +263,19 @@ def given_identity(
     frames_of = ()
     if settings.calibration_source == "dataset":
         frames_of = drawn_episodes(dataset, {**settings.calibration, "episodes": episodes})
+    used = settings.calibration_source == "dataset" or settings.goal_source == "dset"
     return {
         "normalizer": checkpoint.normalizer.to_dict(),
-        "dataset": dataset.identity(frames_of) if dataset is not None else {},
+        "dataset": dataset.identity(frames_of) if used else {},
     }
 
 
 def _row_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that decides which rows there are and what is in them."""
     fields = json.loads(json.dumps(config))
-    # A checkpoint is identified by what came of it (its sizes, parameters and statistics), wherever it was read from.
-    for name in ("name", "references", "pictures", "checkpoint", "official"):
+    # A checkpoint is identified by what came of it (its sizes, parameters and statistics), wherever it was read from,
+    # and a data set by what is used of it.
+    for name in ("name", "references", "pictures", "checkpoint", "official", "dataset"):
         del fields[name]
     engine = fields.pop("engine")
     # Rows of the noise floor have files of their own, which may not mix two tile sizes either.

@@ -105,9 +105,8 @@ def prepare_quantization(config: Mapping[str, Any], statistics: Sequence[str | o
     given = load_statistics(statistics) if statistics else None
     if given is not None:
         _check_given(sweep, given, held_out, ", ".join(map(str, statistics)))
-    decisive = {
-        name: value for name, value in config.items() if name not in ("name", "engine", "checkpoint", "official")
-    }
+    places = ("name", "engine", "checkpoint", "official", "dataset")
+    decisive = {name: value for name, value in config.items() if name not in places}
     return Quantization(
         sweep=dataclasses.replace(sweep, calibration=manifest),
         spec=spec,

@@ -127,6 +127,7 @@ def train(
     summary["stages"]["validation"] = {"minutes": round((time.monotonic() - began) / 60, 2)}
     io.write_json(summary_path, summary)
     log(json.dumps(summary, indent=2))
+    log(f"the model is {workdir / 'model'}, the figures are in {summary_path}")
     return summary
 
 
