@@ -46,7 +46,7 @@ def draw_survival(fig: "Figure", comparison: Comparison) -> None:
     ax.grid(axis="y", visible=False)
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
-    ax.set_xlabel(f"success within {comparison.iterations} MPC iterations, 95% interval")
+    ax.set_xlabel(f"success within {comparison.length}, 95% interval")
     sizes = ax.secondary_yaxis("right")
     sizes.set_yticks(range(len(lines)), [f"{line.variant.size_bytes / 1e6:.2f} MB" for line in lines])
     sizes.tick_params(axis="y", length=0, labelcolor=style.SOFT)
@@ -67,16 +67,19 @@ def draw_curves(fig: "Figure", comparison: Comparison) -> None:
     rows, columns = _grid(len(lines))
     panels = fig.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
     steps = np.arange(1, comparison.iterations + 1)
+    wide = steps if len(steps) > 1 else np.array([0.9, 1.1])  # a curve of one point would not be seen
+    values = lambda estimates: np.broadcast_to(estimates, wide.shape)
     base = next((line for line in lines if line.name == comparison.full_precision), None)
     for ax, line in zip(panels, lines):
         for reference in comparison.references:
-            ax.plot(steps, _estimates(reference), _REFERENCE_STYLE[reference.name], color=style.SOFT, linewidth=0.9)
+            ax.plot(
+                wide, values(_estimates(reference)), _REFERENCE_STYLE[reference.name], color=style.SOFT, linewidth=0.9
+            )
         if base is not None and base is not line:
-            ax.plot(steps, _estimates(base), color=style.SOFT, linewidth=1.4, alpha=0.55)
+            ax.plot(wide, values(_estimates(base)), color=style.SOFT, linewidth=1.4, alpha=0.55)
         colour = style.VERDICT_COLOURS[line.verdict]
-        ax.fill_between(
-            steps, [r.low for r in line.success], [r.high for r in line.success], color=colour, alpha=0.18, linewidth=0
-        )
+        low, high = ([getattr(rate, end) for rate in line.success] for end in ("low", "high"))
+        ax.fill_between(wide, values(low), values(high), color=colour, alpha=0.18, linewidth=0)
         ax.plot(
             steps,
             _estimates(line),
@@ -118,7 +121,7 @@ def draw_size(fig: "Figure", comparison: Comparison) -> None:
     ax.set_ylim(-0.06, 1.09)
     _percent(ax.yaxis)
     ax.set_xlabel("storage size (MB, log scale)")
-    ax.set_ylabel(f"success within {comparison.iterations} MPC iterations")
+    ax.set_ylabel(f"success within {comparison.length}")
     _verdict_legend(fig, {line.verdict for line in lines})
     fig.draw_without_rendering()
     order = sorted(range(len(lines)), key=lambda i: (lines[i].verdict != "baseline", megabytes[i]))
@@ -373,6 +376,7 @@ def _cloud(ax: "Axes", x: np.ndarray, y: np.ndarray, solved: np.ndarray, log_y: 
             color=style.TONES[role].light,
             alpha=0.55,
             linewidths=0.8 if marker == "x" else 0,
+            clip_on=False,  # the marker of a point on the border is drawn whole
             rasterized=True,  # thousands of points would swell the page
         )
     ax.tick_params(labelsize=7)

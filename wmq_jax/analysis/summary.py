@@ -75,6 +75,11 @@ class Comparison:
     lines: tuple[Line, ...]
     references: tuple[Line, ...]
 
+    @property
+    def length(self) -> str:
+        """The protocol's iterations in words: '5 MPC iterations'."""
+        return f"{self.iterations} MPC iteration{'s' if self.iterations > 1 else ''}"
+
     def with_verdict(self, verdict: Verdict) -> tuple[Line, ...]:
         """The variants of one verdict, in the sweep's order."""
         return tuple(line for line in self.lines if line.verdict == verdict)

@@ -189,7 +189,7 @@ def _sample_notes(comparison: Comparison) -> tuple[str, ...]:
     notes = [
         f"{comparison.episodes} episodes, horizon {comparison.horizon}, one checkpoint, {seeds}.",
         "Success in % of cells with its 95% Wilson interval; vs FP: paired difference in points after "
-        f"{comparison.iterations} MPC iterations with its 95% Newcombe interval; p: {test}, Holm-adjusted over the "
+        f"{comparison.length} with its 95% Newcombe interval; p: {test}, Holm-adjusted over the "
         "variants.",
     ]
     counts = [line.cells for line in comparison.lines]
