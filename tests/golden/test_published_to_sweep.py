@@ -138,6 +138,9 @@ def test_a_run_and_its_conversion_are_one_model(files, heads, monkeypatch):
     files_of = [sweep.checkpoint.metadata["official"].pop("files") for sweep in (direct, converted)]
     assert [set(found) for found in files_of] == [set(names), set()]
     assert direct.checkpoint.metadata == converted.checkpoint.metadata
+    alone = {**config, "dataset": ""}  # the model has the statistics; nothing else is taken from the data set
+    alone = sweeps.prepare(sweeps.check_settings(alone), alone)
+    assert {name: alone.config[name] for name in IDENTITY} == {name: direct.config[name] for name in IDENTITY}
 
 
 def test_quantize(files, calibration, monkeypatch, tmp_path):
