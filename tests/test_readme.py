@@ -115,4 +115,9 @@ def test_the_commands_for_published_files_run(tmp_path):
     assert (results / "wall-official-protocol" / "rows.jsonl").read_text().count("\n") == 2
     quantized = load_model(results / "quantize-study-w8a8-tensor" / "model", quantized=True)
     assert quantized.metadata["variant"] == "w8a8-tensor" and quantized.metadata["official"]["files"]
-    assert len([*results.glob("*/model/model.json")]) == 2, "and the trained model"
+    before = load_model(tmp_path / "models" / "wall")
+    after = load_model(results / "train-wall-finetune-seed0" / "model")
+    gap = lambda a, b: max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), a, b)))
+    moved = {name: gap(part, after.params[name]) for name, part in before.params.items()}
+    assert moved["encoder"] == 0 and 0 < moved["predictor"] < 0.1 and 0 < moved["decoder"] < 0.1
+    assert after.metadata["dataset"] == before.metadata["dataset"] and after.config == before.config

@@ -1,17 +1,15 @@
-"""The recorded run and data set through conversion, sweep, quantization and training, as the README shows them."""
+"""The recorded run and data set through conversion, sweep and quantization, as the README shows them."""
 
 import itertools
 import json
 import re
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 
 from tests.golden.published_files import BACKBONE, DATASET, RUNS, write_published
 from wmq_jax import sweep as sweeps
-from wmq_jax import training
 from wmq_jax.checkpoints.convert import convert_run
 from wmq_jax.checkpoints.native import load_model
 from wmq_jax.checkpoints.official_run import load_official, official_normalizer
@@ -50,14 +48,16 @@ def converted(files, heads):
     convert_run(model, files / "models" / "wall", normalizer)
 
 
-def readme_config(program, where, files, monkeypatch, **changes):
-    """The config of the README's command for these files, with fields `group__field=value` changed."""
+def sweep_config(files, heads, monkeypatch, **changes):
+    """The config of the README's sweep of these files, with fields `group__field=value` changed."""
     monkeypatch.chdir(files)  # the paths in the README are relative
-    (line,) = re.findall(rf"^python -m experiments\.{program} --config={re.escape(where)} .*$", README, re.M)
+    where = "configs/wall_official.py"
+    (line,) = re.findall(rf"^python -m experiments\.sweep --config={re.escape(where)} .*$", README, re.M)
     assert "--config.dataset=wall_single.zip" in line
     words = dict(re.findall(r"--config\.([\w.]+)=(\S+)", line))
+    words |= {path.replace("__", "."): value for path, value in changes.items()} | {"official.encoder_heads": heads}
     config = load_config(f"{ROOT}/{where}").to_dict()
-    for path, value in {**words, **{path.replace("__", "."): value for path, value in changes.items()}}.items():
+    for path, value in words.items():
         *groups, field = path.split(".")
         holder = config
         for group in groups:
@@ -65,12 +65,6 @@ def readme_config(program, where, files, monkeypatch, **changes):
         assert field in holder, path
         holder[field] = value
     return config
-
-
-def sweep_config(files, heads, monkeypatch, **changes):
-    """The config of the README's sweep, for a backbone of this many heads."""
-    changes |= dict(official__encoder_heads=heads)
-    return readme_config("sweep", "configs/wall_official.py", files, monkeypatch, **changes)
 
 
 @pytest.fixture
@@ -156,32 +150,3 @@ def test_quantize(files, calibration, monkeypatch, tmp_path):
     model = load_model(workdir / "model", quantized=True)
     assert model.normalizer.to_dict() == open_dataset("wall_single.zip").normalizer.to_dict()
     assert model.metadata["official"]["settings"]["saved_folder"]
-
-
-def test_train(files, monkeypatch, tmp_path):
-    config = readme_config(
-        "train",
-        "configs/train_wall.py:finetune",
-        files,
-        monkeypatch,
-        predictor__rounds=1,
-        predictor__shard=1,
-        predictor__batch=1,
-        decoder__steps=1,
-        decoder__chunk=1,
-        decoder__batch=1,
-        validation__rollouts=1,
-        validation__pictures=0,
-        validation__episodes=0,
-    )
-    config, given = training.take_given(config)
-    workdir = training.open_workdir(tmp_path / "run", config, {})
-    summary = training.train(training.check_settings(config), workdir, lambda line: None, given)
-    assert summary["stages"].keys() == {"data", "predictor", "decoder", "validation"}
-    before, after = load_model("models/wall"), load_model(workdir / "model")
-    moved = {
-        name: max(jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), part, after.params[name])))
-        for name, part in before.params.items()
-    }
-    assert moved["encoder"] == 0 and 0 < moved["predictor"] < 0.1 and 0 < moved["decoder"] < 0.1
-    assert after.metadata["dataset"] == before.metadata["dataset"] and after.config == before.config

@@ -208,11 +208,18 @@ def distance(a, b, x):
     return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b - x))
 
 
-def assert_same(name, got, expected):
-    """Two states agree: bit for bit where the method is exact, otherwise in what they compute at 8 bits or more."""
+def assert_same(name, got, expected, bits=8):
+    """Two states agree: bit for bit where the method is exact, otherwise in what they compute.
+
+    At few bits a search may choose otherwise between two candidates that are as good: what it reached must agree.
+    """
     if METHODS[name].exact:
         parts = lambda state: (state.params, state.quant, state.statistics)
         jax.tree.map(np.testing.assert_array_equal, parts(got), parts(expected))
+    elif bits < 8:
+        x, exact = inputs(3), function(calibrated(METHODS[name].observer)[0], inputs(3))
+        reached, wanted = (float(((outputs(state, x) - exact) ** 2).mean()) for state in (got, expected))
+        assert reached == pytest.approx(wanted, rel=0.1)
     else:
         assert distance(got, expected, inputs(3)) < 0.02
 
@@ -229,10 +236,10 @@ def test_jit_equals_eager(name, setting):
 
 @every(METHODS)
 def test_vmap_over_bits_equals_the_loop(name, setting):
-    widths = (2, 3, 8, 15, quant.NO_BITS) if METHODS[name].exact else (8, 15, quant.NO_BITS)
+    widths = (2, 3, 8, 15, quant.NO_BITS) if METHODS[name].exact else (3, 4, 8, 15, quant.NO_BITS)
     batched = quick_jit(jax.vmap(METHODS[name], (0, None, None)))(jnp.array(widths), *setting)
     for index, bits in enumerate(widths):
-        assert_same(name, jax.tree.map(lambda leaf: leaf[index], batched), compiled(name)(bits, *setting))
+        assert_same(name, jax.tree.map(lambda leaf: leaf[index], batched), compiled(name)(bits, *setting), bits)
 
 
 @every(METHODS)

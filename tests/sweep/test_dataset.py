@@ -122,10 +122,17 @@ def test_another_content_in_the_same_place_is_not_resumed_with(prepare, changing
         sweeps.open_folder(prepare(**changes), tmp_path / "results")
 
 
-def test_frames_that_nothing_looks_at_do_not_count(prepare, changing):
-    before = prepare(dataset=str(changing[0])).config["given"]
-    rewrite_frames(*changing)
-    assert prepare(dataset=str(changing[0])).config["given"] == before and before["dataset"]["frames"] == ""
+def test_what_nothing_looks_at_does_not_count(prepare, changing):
+    """Goals are states, statistics are the model's own."""
+    goals = dict(episodes__goal_source="dset", episodes__goal_horizon=1)
+    for changes, counts in ((goals, True), ({}, False)):
+        before = prepare(dataset=str(changing[0]), **changes).config["given"]
+        assert bool(before["dataset"]) == counts
+        rewrite_frames(*changing)
+        assert prepare(dataset=str(changing[0]), **changes).config["given"] == before
+    rewrite_actions(*changing)
+    assert prepare(dataset=str(changing[0])).config["given"] == before
+    assert prepare(dataset=str(changing[0]), **goals).config["given"] != before
 
 
 def test_other_statistics_in_the_same_place_are_not_resumed_with(prepare, checkpoint, tmp_path):
