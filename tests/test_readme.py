@@ -90,8 +90,10 @@ def test_the_commands_for_published_files_run(tmp_path):
     sizes = (
         "--config.planner.samples=4 --config.planner.elites=2 --config.planner.steps=1 --config.planner.iterations=1"
     )
+    sizes += " --config.planner.horizons=2 --config.calibration.horizon=2"
     extras = {
-        "sweep --config=configs/wall_official.py": f"{sizes} --config.episodes.count=1 --config.variants=w4",
+        "sweep --config=configs/wall_official.py": f"{sizes} --config.episodes.count=1 --config.variants=w4 "
+        "--config.references=false --config.pictures=1",
         "quantize --config=configs/quantize.py": f"{sizes} --config.calibration.episodes=1 --config.held_out=0",
         "convert --run_dir=outputs.zip": "",
         "convert --to=torch": "",
