@@ -17,6 +17,7 @@ if _CACHE not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from tests.golden import tally  # noqa: E402
+from tests.quick_jit import compilation  # noqa: E402
 from wmq_jax.sweep.devices import configure  # noqa: E402
 
 configure()
@@ -26,12 +27,20 @@ _KEY = "golden"
 
 
 def pytest_configure(config):
-    """The whole suite compiles as users do, the everyday one with less optimisation, in half the time.
+    """The whole suite compiles as users do but for what is marked `quick`, the everyday one in half the time.
 
     So do programs under test: what they print and leave is compared among themselves.
     """
     jax.config.update("jax_disable_most_optimizations", "not slow" in config.option.markexpr)
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that this one starts
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quickly(request):
+    """A module that is marked `quick` compiles with less optimisation in the whole suite too."""
+    everyday = jax.config.read("jax_disable_most_optimizations")
+    with compilation(quick=everyday or request.node.get_closest_marker("quick") is not None):
+        yield
 
 
 def pytest_collection_modifyitems(items):

@@ -10,6 +10,8 @@ from experiments.benchmarks.common import in_a_process, peak_bytes
 from tests.models.tiny import random_model
 from wmq_jax.models import PredictorConfig, ViTConfig, WorldModelConfig
 
+pytestmark = pytest.mark.quick
+
 METHODS = dict(size="tiny", methods="rtn", bits="w4")
 
 

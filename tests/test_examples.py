@@ -7,7 +7,7 @@ import pytest
 
 from examples import digits, lenet_nnx, mlp_tap, vit_linen
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = {"vit_linen": vit_linen, "lenet_nnx": lenet_nnx, "mlp_tap": mlp_tap}

@@ -12,6 +12,8 @@ from wmq_jax.models import PredictorConfig, ViTConfig, WorldModel, WorldModelCon
 from wmq_jax.quant import paths
 from wmq_jax.quantized import ModuleSpec, VariantSpec, parse_variant
 
+pytestmark = pytest.mark.quick
+
 CONFIG = WorldModelConfig(
     encoder=ViTConfig(width=12, depth=2, heads=2, mlp_dim=20, table_grid=2),
     predictor=PredictorConfig(depth=1, heads=2, dim_head=6, mlp_dim=24),

@@ -14,6 +14,8 @@ from wmq_jax.quant import linen
 from wmq_jax.quant.block_inputs import sampled_inputs
 from wmq_jax.quant.omniquant import initial
 
+pytestmark = pytest.mark.quick
+
 WIDTH = 8
 
 

@@ -9,6 +9,8 @@ import pytest
 from wmq_jax import quant
 from wmq_jax.quant import linen, paths
 
+pytestmark = pytest.mark.quick
+
 
 class EveryKind(nn.Module):
     """One of each intercepted kind; the Dense gets its input by keyword."""

@@ -13,6 +13,8 @@ from wmq_jax import quant
 from wmq_jax.quant import linen, paths
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 
+pytestmark = pytest.mark.quick
+
 WIDTH, HEADS, SIZE = 6, 2, 4
 INNER = HEADS * SIZE
 PROJECTIONS = ("attention/query", "attention/key", "attention/value", "attention/out")

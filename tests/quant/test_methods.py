@@ -14,6 +14,8 @@ from wmq_jax import quant
 from wmq_jax.quant import linen, paths
 from wmq_jax.quant.omniquant import OmniQuantSpec, block_loss, initial
 
+pytestmark = pytest.mark.quick
+
 WIDTH, HIDDEN = 12, 20
 
 

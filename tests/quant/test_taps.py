@@ -10,6 +10,8 @@ import pytest
 from wmq_jax import quant
 from wmq_jax.quant import tap
 
+pytestmark = pytest.mark.quick
+
 
 @jax.custom_jvp
 def double(x):

@@ -7,7 +7,7 @@ import pytest
 
 from wmq_jax import sweep as sweeps
 
-pytestmark = pytest.mark.usefixtures("compilation_cache")
+pytestmark = [pytest.mark.usefixtures("compilation_cache"), pytest.mark.quick]
 
 COMPILED = "/jax/core/compile/backend_compile_duration"
 MODULES, GROUPINGS = 2, 2  # encoder and predictor; the variants below have whole rows and groups of 8

@@ -22,6 +22,8 @@ from wmq_jax.models import normalize_image
 from wmq_jax.sweep.calibration import dataset_rollouts, drawn_episodes
 from wmq_jax.sweep.run import build_engine, save_descriptions
 
+pytestmark = pytest.mark.quick
+
 LIMITS = dict(episodes=3, samples=4, horizon=2, seed=1, iterations=1)
 
 

@@ -13,7 +13,7 @@ from wmq_jax.planning import CEMConfig, MPCConfig, Problem, make_objective, worl
 from wmq_jax.sweep import Cell, cell_mesh, compile_engine, make_manifest, run_cells
 from wmq_jax.sweep.memory import Weights, choose_tile
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 HISTORY = 3
 

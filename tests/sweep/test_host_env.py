@@ -12,6 +12,8 @@ import pytest
 from wmq_jax import sweep as sweeps
 from wmq_jax.envs import EnvSpec, Observation, make_env, on_device, register_env
 
+pytestmark = pytest.mark.quick
+
 
 @dataclasses.dataclass(frozen=True)
 class Point:

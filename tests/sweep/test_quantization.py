@@ -22,7 +22,7 @@ from wmq_jax.sweep.preparation import planning_params
 from wmq_jax.sweep.run import build_engine
 from wmq_jax.sweep.statistics_file import load_statistics, save_statistics
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 # Every method, both granularities of activations, groups that do not divide a width, modules that differ.
 VARIANTS = (
@@ -166,17 +166,19 @@ def test_errors_of_blocks_recounted(done):
         assert entry["ratio"]["mean"] == pytest.approx(entry["error"]["mean"] / entry["rtn"]["mean"], rel=1e-3)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ["awq", "omniquant"])
-def test_searches_lower_the_error_of_every_block_of_the_bundled_model(tmp_path, method):
+def test_searches_lower_the_error_of_every_block_of_the_bundled_model(tmp_path):
     """At four bits against plain rounding, on inputs of episodes that they have not seen: the claim of the notes."""
-    config = quantize.get_config("small").to_dict() | {"variant": f"{method}:w4", "held_out": 16}
-    job = sweeps.prepare_quantization(config)
-    summary = sweeps.run_quantization(job, sweeps.open_workdir(job, tmp_path / method), log=lambda line: None)
-    stacks = quantized.topology(job.sweep.checkpoint.config).stacks
-    assert [entry["block"] for entry in summary["blocks"]] == [path for stack in stacks for path, _ in stack]
-    for entry in summary["blocks"]:
-        assert entry["inputs"] == config["held_out"] and entry["ratio"]["high"] < 1, entry
+    statistics = []
+    for method in ("awq", "omniquant"):
+        config = quantize.get_config("small").to_dict() | {"variant": f"{method}:w4", "held_out": 16}
+        job = sweeps.prepare_quantization(config, statistics)
+        folder = sweeps.open_workdir(job, tmp_path / method)
+        summary = sweeps.run_quantization(job, folder, log=lambda line: None)
+        statistics = statistics or [folder / "statistics.npz"]
+        stacks = quantized.topology(job.sweep.checkpoint.config).stacks
+        assert [entry["block"] for entry in summary["blocks"]] == [path for stack in stacks for path, _ in stack]
+        for entry in summary["blocks"]:
+            assert entry["inputs"] == config["held_out"] and entry["ratio"]["high"] < 1, entry
 
 
 def test_modules_in_full_precision_have_no_figures_of_rounding(done):

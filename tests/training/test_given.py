@@ -11,6 +11,8 @@ from wmq_jax.data import Normalizer, Portion, load_trajectories, open_dataset
 from wmq_jax.models import WorldModelConfig
 from wmq_jax.training.loop import StageResult, run_stage
 
+pytestmark = pytest.mark.quick
+
 STATISTICS = Normalizer(np.zeros(2), 2 * np.ones(2), 30 * np.ones(2), 10 * np.ones(2))
 
 

@@ -11,6 +11,8 @@ import pytest
 from wmq_jax.training import loop
 from wmq_jax.training.loop import Stage, TrainState, run_stage
 
+pytestmark = pytest.mark.quick
+
 OPTIMIZER = optax.adam(0.1)
 
 

@@ -22,6 +22,8 @@ from wmq_jax.training.optimizer import (
 from wmq_jax.training.predictor import clip_losses
 from wmq_jax.training.settings import DecoderSettings, PredictorSettings, check_settings
 
+pytestmark = pytest.mark.quick
+
 DECODER = DecoderConfig(channel=4, n_embed=6, n_res_block=1, n_res_channel=3)
 DROPOUT = PredictorConfig(depth=1, heads=2, dim_head=4, mlp_dim=16, dropout=0.5)
 

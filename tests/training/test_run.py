@@ -9,6 +9,8 @@ import pytest
 from wmq_jax import training
 from wmq_jax.checkpoints import native
 
+pytestmark = pytest.mark.quick
+
 PROVENANCE = {"versions": {}, "git_revision": None}
 
 

@@ -18,6 +18,8 @@ from wmq_jax.training.predictor import TRAINED, clip_tokens, copy_losses, predic
 from wmq_jax.training.run import init_params
 from wmq_jax.training.settings import DecoderSettings, EncoderSettings, PredictorSettings
 
+pytestmark = pytest.mark.quick
+
 ENV = Wall()
 CONFIG = WorldModelConfig(
     encoder=ViTConfig(width=16, depth=1, heads=2, mlp_dim=32, table_grid=4),
