@@ -13,7 +13,7 @@ from wmq_jax.analysis.pictures import Picture
 from wmq_jax.analysis.rank import RESAMPLES
 from wmq_jax.analysis.results import Results
 from wmq_jax.analysis.style import EFFECT_TONES
-from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, headline, verdict_sentences
+from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, counted, headline, verdict_sentences
 from wmq_jax.analysis.table import METHODS_NOTE, columns, footnotes, method_texts
 
 
@@ -222,9 +222,9 @@ def _protocol(results: Results, main: Comparison | None) -> Iterator[str]:
         seeds = "one CEM seed" if main.seeds == 1 else f"{main.seeds} CEM seeds"
         yield page.bullets(
             (
-                f"{main.episodes} evaluation episodes, one checkpoint, {seeds}. All variants plan the same episodes "
-                "with the same noise, so they are compared in pairs. The intervals speak about further episodes of "
-                "this task for this checkpoint, not about other training runs.",
+                f"{counted(main.episodes, 'evaluation episode')}, one checkpoint, {seeds}. All variants plan the same "
+                "episodes with the same noise, so they are compared in pairs. The intervals speak about further "
+                "episodes of this task for this checkpoint, not about other training runs.",
                 "Success rates: Wilson score intervals. Paired differences: Newcombe (1998), method 10. Tests: exact "
                 f"and two-sided ({'McNemar' if main.seeds == 1 else 'sign flips over episodes'}), after the last MPC "
                 "iteration only; adjusted over all quantized variants by Holm. Correlations: Spearman, ties by "

@@ -78,7 +78,7 @@ class Comparison:
     @property
     def length(self) -> str:
         """The protocol's iterations in words: '5 MPC iterations'."""
-        return f"{self.iterations} MPC iteration{'s' if self.iterations > 1 else ''}"
+        return counted(self.iterations, "MPC iteration")
 
     def with_verdict(self, verdict: Verdict) -> tuple[Line, ...]:
         """The variants of one verdict, in the sweep's order."""
@@ -87,6 +87,11 @@ class Comparison:
     def line(self, name: str) -> Line:
         """The line of that name."""
         return next(line for line in self.lines + self.references if line.name == name)
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 episode', '2 episodes'."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def compare(results: Results, horizon: int) -> Comparison:
@@ -142,7 +147,7 @@ def headline(comparison: Comparison | None) -> str:
     counts += [f"{undecided} {'is' if undecided == 1 else 'are'} undecided"] * bool(undecided)
     counts += [f"{fallen} {'falls' if fallen == 1 else 'fall'}"] * bool(fallen)
     text = f"{len(survivors) or 'None'} of {len(judged)} quantized variants {', '.join(counts)}. "
-    text += f"Full precision reaches the goal in {base.success[-1].estimate:.0%} of {base.cells} cells"
+    text += f"Full precision reaches the goal in {base.success[-1].estimate:.0%} of {counted(base.cells, 'cell')}"
     if survivors:
         smallest = min(survivors, key=lambda line: line.variant.size_bytes)
         share = smallest.variant.size_bytes / base.variant.size_bytes
@@ -174,7 +179,7 @@ def _what_would_tell(comparison: Comparison) -> str:
     cells = max(line.cells for line in comparison.lines)
     if newcombe_paired_interval(PairedTable(cells - 1, 0, 1, 0)).low > -SURVIVAL_MARGIN:
         return "more episodes would tell"
-    return f"with {cells} cells only a variant that loses none can survive, so more episodes would tell"
+    return f"with {counted(cells, 'cell')} only a variant that loses none can survive, so more episodes would tell"
 
 
 def baseline_caveat(comparison: Comparison) -> str | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from wmq_jax.analysis.methods import MethodEntry, MethodTable, methods_sentence
 from wmq_jax.analysis.paired import LEVEL, Difference, Rate
 from wmq_jax.analysis.results import ModulePrecision, Results, Variant
-from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, compare, verdict_sentences
+from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, compare, counted, verdict_sentences
 
 WIDTH = 120
 _SHOWN_ITERATIONS = (1, 2, 3, 5)
@@ -187,7 +187,7 @@ def _sample_notes(comparison: Comparison) -> tuple[str, ...]:
     seeds = "one CEM seed" if one_seed else f"{comparison.seeds} CEM seeds"
     test = "exact McNemar test" if one_seed else "exact sign-flip test over episodes"
     notes = [
-        f"{comparison.episodes} episodes, horizon {comparison.horizon}, one checkpoint, {seeds}.",
+        f"{counted(comparison.episodes, 'episode')}, horizon {comparison.horizon}, one checkpoint, {seeds}.",
         "Success in % of cells with its 95% Wilson interval; vs FP: paired difference in points after "
         f"{comparison.length} with its 95% Newcombe interval; p: {test}, Holm-adjusted over the "
         "variants.",
