@@ -70,6 +70,7 @@ def to_ours() -> None:
     config = run.model.config
     print(
         f"model      history {config.num_hist}, {config.num_patches} patches of width {config.encoder.width}, "
+        f"encoder of {config.encoder.depth} layers and {config.encoder.heads} heads, "
         f"predictor of {config.predictor.depth} layers, {config.predictor.heads} heads and width {config.predictor_dim}"
     )
     for module, size in mapped.parameters.items():

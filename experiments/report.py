@@ -20,7 +20,9 @@ def main() -> None:
     # What fails from here on is not the user's doing and keeps its traceback.
     summary = write_report(_RESULTS.value)
     print(summary.table)
-    print(f"\n{summary.headline}\n{summary.report}")
+    if summary.headline != summary.table:  # it is, without a finished cell
+        print(f"\n{summary.headline}")
+    print(summary.report)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,10 @@ _BOOLEANS = ("true", "t", "1", "false", "f", "0")
 
 def fail(error: Exception | str) -> None:
     """Ends the program with the message alone, on standard error."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        text = f"{error.filename}: {error.strerror}"  # without the number
+    print(f"error: {' '.join(text.split())}", file=sys.stderr)
     sys.exit(USAGE_EXIT)
 
 
@@ -145,7 +148,8 @@ def run(main: Callable[..., None], config: str | None = None, fields: Sequence[s
       fields: dotted names of the fields that the program needs; a config without one is another program's.
     """
     logging.set_verbosity(logging.WARNING)
-    argv, handle = list(sys.argv), None
+    # A shell leaves the home folder of --name=~/path to the program.
+    argv, handle = [re.sub(r"^(--?[\w.]+=)(~(?:/.*)?)$", _at_home, word) for word in sys.argv], None
     with one_sentence_errors():
         if config is not None:
             where, argv = _take_config_flag(argv, config)
@@ -162,13 +166,17 @@ def run(main: Callable[..., None], config: str | None = None, fields: Sequence[s
         try:
             main(*([handle.value.to_dict()] if handle is not None else []))
         except KeyboardInterrupt:
-            print("stopped; the same command goes on from here", file=sys.stderr)
+            print("stopped; the same command goes on from what is saved", file=sys.stderr)
             sys.stdout.flush()
             sys.stderr.flush()
             # At once: the device may still compute, and Python's own end takes away what it computes with.
             os._exit(128 + signal.SIGINT)
 
     app.run(checked, argv=argv, flags_parser=_parse)
+
+
+def _at_home(match: re.Match[str]) -> str:
+    return match[1] + os.path.expanduser(match[2])
 
 
 def _define_config(loaded: ml_collections.ConfigDict, where: str, default: str) -> Any:

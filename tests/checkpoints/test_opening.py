@@ -72,7 +72,10 @@ def test_no_name_and_files_of_weights_are_refused(options):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(backbone=""), "a backbone file must be given .--backbone, or official.backbone of a config"),
+        (
+            dict(backbone=""),
+            "must be given .--config.official.backbone, --backbone of experiments.convert",
+        ),
         (dict(backbone="nowhere.pth"), "nowhere.pth"),
         (dict(epoch="3"), "has no checkpoints/model_3.pth; epochs there: latest"),
         (dict(encoder_heads=3), "heads"),
@@ -109,7 +112,7 @@ def test_a_trained_encoder_has_its_own_weights_and_heads(tmp_path):
 
 
 def test_a_run_without_its_data_set_has_no_statistics(folder, options):
-    with pytest.raises(ValueError, match="are unknown without its data set: set dataset to"):
+    with pytest.raises(ValueError, match="are unknown without its data set: set --config.dataset to"):
         open_model(str(folder / "run"), None, "wall", OfficialOptions(**options))
 
 

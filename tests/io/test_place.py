@@ -117,4 +117,10 @@ def test_other_methods_are_named(tmp_path, method):
 def test_what_does_not_exist_is_named(tmp_path, path, missing):
     with pytest.raises(FileNotFoundError) as error:
         open_place(tmp_path / path, ["marker"], "run folder")
-    assert str(error.value) == f"there is no run folder {tmp_path / path}: {tmp_path / missing} does not exist"
+    message = f"there is no run folder {tmp_path / path}: {tmp_path / missing} does not exist"
+    assert str(error.value) == message
+    (tmp_path / "beside").mkdir()
+    (tmp_path / "beside" / "marker").touch()
+    with pytest.raises(FileNotFoundError) as error:
+        open_place(tmp_path / path, ["marker"], "run folder")
+    assert str(error.value) == f"{message}; {tmp_path} has beside"

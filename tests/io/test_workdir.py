@@ -2,7 +2,7 @@
 
 import pytest
 
-from wmq_jax.io import adopt_config
+from wmq_jax.io import adopt_config, new_folder
 
 
 def test_config_must_match(tmp_path):
@@ -20,3 +20,37 @@ def test_config_must_match(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged; remove the folder or choose another --workdir"):
         adopt_config(tmp_path, config, ("config",))
+
+
+def test_a_new_folder_is_there_when_all_of_it_is(tmp_path):
+    """What is stopped leaves nothing, what is killed leaves what the next start clears away."""
+    out = tmp_path / "above" / "out"
+    with pytest.raises(KeyboardInterrupt), new_folder(out, "a run") as folder:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+    assert [*out.parent.iterdir()] == []
+    (out.parent / ".out.part").mkdir()
+    (out.parent / ".out.part" / "half").touch()
+    out.mkdir()
+    with new_folder(out, "a run") as folder:
+        (folder / "whole").touch()
+        assert [*out.iterdir()] == []
+    assert [*out.parent.iterdir()] == [out] and [*out.iterdir()] == [out / "whole"]
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("full", "it exists and is not empty"),
+        ("full/file", "full/file is a file"),
+        ("full/file/new", "full/file is a file"),
+        ("/proc/new", "No such file or directory"),
+    ],
+)
+def test_where_no_new_folder_can_be(tmp_path, path, reason):
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "file").write_text("kept")
+    with pytest.raises(ValueError, match=f"^cannot write a run to {tmp_path / path}: .*{reason}$"):
+        with new_folder(tmp_path / path, "a run"):
+            raise AssertionError
+    assert [file.read_text() for file in tmp_path.rglob("*") if file.is_file()] == ["kept"]

@@ -43,7 +43,7 @@ def converted(checkpoint, tmp_path_factory):
 
 
 def test_a_converted_model_takes_the_statistics_of_its_data_set(prepare, converted, data):
-    with pytest.raises(ValueError, match="are unknown without its data set: set dataset to"):
+    with pytest.raises(ValueError, match="are unknown without its data set: set --config.dataset to"):
         prepare(checkpoint=str(converted))
     found = prepare(checkpoint=str(converted), dataset=str(data)).problem.normalizer
     assert found.to_dict() == open_dataset(data).normalizer.to_dict()
@@ -61,7 +61,9 @@ def test_a_wall_that_the_data_set_has_not_is_said(prepare, data):
     ]
     assert notes(int(doors[0])) == []
     there = "; ".join(f"door_y {door:g}, wall_x 32" for door in sorted(set(doors.tolist()))[:5])
-    assert notes(21) == [f"note       no trajectory of the data set has door_y 21, wall_x 32; it has {there}"]
+    assert notes(21) == [
+        f"note       no trajectory of the data set has door_y 21, wall_x 32 (--config.env); it has {there}"
+    ]
 
 
 def test_a_data_set_of_another_task_is_named(prepare, tmp_path):
@@ -225,7 +227,10 @@ def test_draws_are_those_of_pythons_generator(data, monkeypatch):
         (dict(episodes__goal_source="states"), "episodes.goal_source 'states' is not one of random_state, dset"),
         (dict(episodes__goal_source="dset", dataset=""), "episodes.goal_source dset needs a data set"),
         (dict(episodes__goal_horizon=0), "episodes.goal_horizon must be 1..10000, not 0"),
-        (dict(episodes__goal_horizon=3), "goal is 15 steps after a start; .* have door_y 10 wall_x 32 with 13 steps"),
+        (
+            dict(episodes__goal_horizon=3),
+            "goal is 15 steps after a start .--config.* have door_y 10 wall_x 32 with 13 steps",
+        ),
         (dict(env__door_y=11), "no validation trajectory with door_y 11 and wall_x 32"),
     ],
 )

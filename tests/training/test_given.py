@@ -190,7 +190,7 @@ def test_what_does_not_fit_is_named(converted, tmp_path):
     with pytest.raises(ValueError, match="^model.num_hist cannot be set beside init.checkpoint"):
         training.take_given(config, ["seed", "model.num_hist"])
     without_data = {**config, "dataset": ""}
-    with pytest.raises(ValueError, match="are unknown without its data set: set dataset to"):
+    with pytest.raises(ValueError, match="are unknown without its data set: set --config.dataset to"):
         training.take_given(without_data)
     for name, words in (("nowhere", "no model checkpoint at nowhere"), (str(tmp_path / "maze"), "is a model of pusht")):
         if name != "nowhere":

@@ -383,8 +383,9 @@ def _cloud(ax: "Axes", x: np.ndarray, y: np.ndarray, solved: np.ndarray, log_y: 
 
 
 def _identity(ax: "Axes") -> None:
-    low = min(ax.get_xlim()[0], ax.get_ylim()[0])
-    high = max(ax.get_xlim()[1], ax.get_ylim()[1])
+    # A little room, so that no marker lies on the frame.
+    low = min(ax.get_xlim()[0], ax.get_ylim()[0]) / 1.2
+    high = max(ax.get_xlim()[1], ax.get_ylim()[1]) * 1.2
     ax.plot([low, high], [low, high], "--", color=style.SOFT, linewidth=0.9, zorder=0)
     ax.set_xlim(low, high)
     ax.set_ylim(low, high)

@@ -55,10 +55,13 @@ def load_backbone(source: str | os.PathLike | BinaryIO, name: str | None = None)
       ValueError: the file is refused (see `wmq_jax.io`), or is no plain dictionary of tensors.
     """
     is_path = isinstance(source, str | os.PathLike)
-    if is_path and Path(source).suffix == ".safetensors":
-        state = load_safetensors(source)
-    else:
-        state = load_torch(source, name=name)
+    try:
+        if is_path and Path(source).suffix == ".safetensors":
+            state = load_safetensors(source)
+        else:
+            state = load_torch(source, name=name)
+    except ValueError as error:
+        raise ValueError(f"backbone {error}") from None
     pairs = state.items() if isinstance(state, dict) else ()
     if not pairs or not all(isinstance(name, str) and isinstance(w, np.ndarray) for name, w in pairs):
         raise ValueError(f"{name or source}: a backbone file holds a dictionary of tensors, and this one does not.")
@@ -119,7 +122,7 @@ def backbone_config(state: Mapping[str, np.ndarray], feature: str, heads: int | 
         known = ", ".join(map(str, HEADS))
         raise ValueError(
             f"the backbone is {width} wide, which no published one is ({known}): its number of attention heads "
-            "must be given (--encoder_heads, or official.encoder_heads of a config)."
+            "must be given (--config.official.encoder_heads, --encoder_heads of experiments.convert)."
         )
     if heads is not None and width % heads:
         raise ValueError(f"the backbone is {width} wide, which {heads} attention heads (encoder_heads) do not divide.")

@@ -67,10 +67,11 @@ def convert_run(
       ValueError: weights are missing, surplus or of other shapes (each is named), or the folder is in use.
     """
     checkpoint = to_checkpoint(model, normalizer, files)
-    save_model(out, checkpoint.config, checkpoint.params, normalizer, checkpoint.metadata)
     buffer = stdio.BytesIO()
     np.savez(buffer, **model.unused)
-    io.write_bytes(Path(out) / UNUSED, buffer.getvalue())
+    with io.new_folder(out, "a checkpoint") as folder:
+        save_model(folder, checkpoint.config, checkpoint.params, normalizer, checkpoint.metadata)
+        io.write_bytes(folder / UNUSED, buffer.getvalue())
     parts = {name: jax.tree.leaves(part) for name, part in checkpoint.params.items()}
     return Mapped(
         weights={name: len(leaves) for name, leaves in parts.items()},
@@ -118,7 +119,8 @@ def export_torch(checkpoint: str | os.PathLike, out: str | os.PathLike) -> dict[
         "normalizer": None if source.normalizer is None else source.normalizer.to_dict(),
         "encoder_heads": source.config.encoder.heads,
     }
-    _write_run(Path(out), modules, settings, source.metadata.get("epoch", 0), beside, trained_encoder)
+    with io.new_folder(out, "a run") as folder:
+        _write_run(folder, modules, settings, source.metadata.get("epoch", 0), beside, trained_encoder)
     return modules
 
 
@@ -142,8 +144,7 @@ def _write_run(
     beside: Mapping[str, Any],
     trained_encoder: bool,
 ) -> None:
-    io.check_new_folder(out, "a run")
-    (out / "checkpoints").mkdir(parents=True)
+    (out / "checkpoints").mkdir()
     inside = [name for name in MODULES if name in modules and (trained_encoder or name != "encoder")]
     io.save_torch(out / "checkpoints" / "model_latest.pth", {"epoch": epoch} | {name: modules[name] for name in inside})
     if not trained_encoder:

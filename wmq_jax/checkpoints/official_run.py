@@ -119,8 +119,8 @@ def _frozen_encoder(
     name = hydra.backbone_file(settings)
     if not run.has(name):
         raise ValueError(
-            f"{where} has no encoder: it was frozen, so a backbone file must be given (--backbone, or "
-            f"official.backbone of a config); {run.path} has no {name} either."
+            f"{where} has no encoder: it was frozen, so a backbone file must be given "
+            f"(--config.official.backbone, --backbone of experiments.convert); {run.path} has no {name} either."
         )
     with run.open(name) as file:
         return load_backbone(file, f"{run.path}/{name}")

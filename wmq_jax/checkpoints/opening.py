@@ -109,7 +109,7 @@ def open_model(
         return Opened(checkpoint, taken)
     if taken is None:
         raise ValueError(
-            f"the statistics of checkpoint {name} are unknown without its data set: set dataset to its "
+            f"the statistics of checkpoint {name} are unknown without its data set: set --config.dataset to its "
             "folder or zip file"
         )
     return Opened(dataclasses.replace(checkpoint, normalizer=taken.normalizer), taken)

@@ -25,7 +25,6 @@ from wmq_jax.io import load_torch
 from wmq_jax.io.place import Place, open_place
 from wmq_jax.io.plain_pickle import load_plain_pickle
 
-LAYOUTS = ("wall_single", "point_maze", "pusht_noise")
 PARTS = ("train", "val")
 
 # Relative actions are stored in pixels, and the environment takes them in units of this many.
@@ -49,7 +48,7 @@ class OfficialDataset:
 
     Attributes:
       place: where it is.
-      layout: one of `LAYOUTS`.
+      layout: 'wall_single', 'point_maze' or 'pusht_noise'.
       states: (N, T, s) float32; `states[:, t]` is the state before `actions[:, t]`.
       actions: (N, T, A) float32, in the environment's units.
       proprio: (N, T, p) float32, in the environment's units.
@@ -213,14 +212,12 @@ def open_dataset(path: str | os.PathLike, part: str = "train") -> OfficialDatase
 
 
 def _layout(place: Place) -> str:
-    for name, layout in (
-        ("rel_actions.pth", "pusht_noise"),
-        ("seq_lengths.pth", "point_maze"),
-        ("door_locations.pth", "wall_single"),
-    ):
+    marks = {"rel_actions.pth": "pusht_noise", "seq_lengths.pth": "point_maze", "door_locations.pth": "wall_single"}
+    for name, layout in marks.items():
         if place.has(name):
             return layout
-    raise ValueError(f"{place.path} is no data set of a known layout; known are {', '.join(LAYOUTS)}")
+    known = ", ".join(f"{name} ({layout})" for name, layout in marks.items())
+    raise ValueError(f"{place.path} is no data set of a known layout: it has none of {known}")
 
 
 def _tensor(place: Place, name: str, like: np.ndarray | None = None) -> np.ndarray:

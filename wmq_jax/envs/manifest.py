@@ -93,7 +93,8 @@ def dataset_manifest(env: Wall, dataset: OfficialDataset, steps: int, episodes: 
         listed = ", ".join(f"door_y {door:g} wall_x {wall:g} with {length} steps" for door, wall, length in there[:10])
         raise ValueError(
             f"{where} has no validation trajectory with door_y {env.door_y} and wall_x {env.wall_x} whose goal is "
-            f"{steps} steps after a start; its validation trajectories have {listed or 'nothing'}"
+            f"{steps} steps after a start (--config.env, --config.episodes.goal_horizon); "
+            f"its validation trajectories have {listed or 'nothing'}"
         )
     draw = random.Random(base_seed)
     segments = []

@@ -8,7 +8,7 @@ from wmq_jax.io.checksum import sha256_of
 from wmq_jax.io.safetensors_file import load_safetensors
 from wmq_jax.io.torch_file import Module, Opaque, TorchFileError, load_torch
 from wmq_jax.io.torch_writer import save_torch
-from wmq_jax.io.workdir import CONFIG, adopt_config, check_name, check_new_folder, locked, make_workdir
+from wmq_jax.io.workdir import CONFIG, adopt_config, check_name, check_new_folder, locked, make_workdir, new_folder
 
 __all__ = [
     "Module",
@@ -23,6 +23,7 @@ __all__ = [
     "load_torch",
     "locked",
     "make_workdir",
+    "new_folder",
     "save_torch",
     "sha256_of",
     "write_bytes",

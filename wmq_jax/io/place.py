@@ -172,15 +172,18 @@ def open_place(path: str | os.PathLike, markers: Sequence[str], what: str) -> Pl
     if above == folder and len(there) == 1:
         (name,) = there
         return Place(f"{text}/{name}", folder / name)
-    if above != folder and not there:
+    if above != folder:
         missing = above / folder.relative_to(above).parts[0]
-        raise FileNotFoundError(f"there is no {what} {text}: {missing} does not exist")
+        beside = f"; {'this folder' if above == Path('.') else above} has {listed(sorted(there))}" if there else ""
+        raise FileNotFoundError(f"there is no {what} {text}: {missing} does not exist{beside}")
     raise FileNotFoundError(_not_there(text, above, there, markers, what))
 
 
 def _open_in_zip(text: str, archive: Path, inside: str, markers: Sequence[str], what: str) -> Place:
     try:
         names = [info.filename for info in _archive(archive).infolist() if not info.is_dir()]
+    except PermissionError as error:
+        raise ValueError(f"{archive} cannot be read: {error.strerror}") from None
     except ZIP_ERRORS as error:
         raise ValueError(f"{archive} is no zip file, or cut short or damaged ({plain(error)})") from None
     found = {name.removesuffix(marker) for name in names for marker in markers if f"/{name}".endswith(f"/{marker}")}

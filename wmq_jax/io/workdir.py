@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,44 @@ def check_new_folder(path: str | os.PathLike, what: str) -> None:
       what: what is to be written, for the message.
 
     Raises:
-      ValueError: it is a file, or a folder with something in it.
+      ValueError: it is a file, or a folder with something in it, or it cannot be made.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    above = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    if path.is_dir() and any(path.iterdir()):
         raise ValueError(f"cannot write {what} to {path}: it exists and is not empty")
+    if not above.is_dir():
+        raise ValueError(f"cannot write {what} to {path}: {above} is a file")
+    if not os.access(above, os.W_OK):
+        raise ValueError(f"cannot write {what} to {path}: {above} is not writable")
+
+
+@contextlib.contextmanager
+def new_folder(path: str | os.PathLike, what: str) -> Iterator[Path]:
+    """A folder to write into, which is at ``path`` once everything is written: what is stopped leaves nothing there.
+
+    Args:
+      path, what: see :func:`check_new_folder`.
+
+    Raises:
+      ValueError: as :func:`check_new_folder`.
+    """
+    check_new_folder(path, what)
+    path = Path(path)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # of a start that was killed
+        part.mkdir(parents=True)
+    except OSError as error:
+        raise ValueError(f"cannot write {what} to {path}: {error.strerror}") from None
+    try:
+        yield part
+        if path.exists():
+            path.rmdir()
+        part.rename(path)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
 
 
 def check_name(name: str) -> str:

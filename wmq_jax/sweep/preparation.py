@@ -344,4 +344,4 @@ def _layout_of_no_trajectory(sweep: Sweep) -> list[str]:
         return []
     listed = lambda values: ", ".join(f"{name} {value:g}" for name, value in zip(wanted, values))
     there = "; ".join(map(listed, layouts[:5])) + ("; ..." if len(layouts) > 5 else "")
-    return [f"note       no trajectory of the data set has {listed(wanted.values())}; it has {there}"]
+    return [f"note       no trajectory of the data set has {listed(wanted.values())} (--config.env); it has {there}"]

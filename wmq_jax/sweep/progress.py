@@ -43,6 +43,7 @@ class ProgressBar:
         self._terminal = self._stream.isatty()
         self._interval = 0.2 if self._terminal else interval
         self._began = self._drawn = time.monotonic()
+        self._line = ""
 
     def update(self, finished: int, busy: Sequence[int]) -> None:
         """Counts ``finished`` more cells; ``busy`` are the MPC iterations that the cells in work have done."""
@@ -72,4 +73,7 @@ class ProgressBar:
         elif fresh:
             parts.append(f"{duration(elapsed / fresh * (self._total - self._done))} left")
         end, start = ("", "\r\x1b[K") if self._terminal else ("\n", "")
-        print(start + " · ".join(parts), end=end, file=self._stream, flush=True)
+        line = start + " · ".join(parts)
+        if line != self._line:
+            print(line, end=end, file=self._stream, flush=True)
+        self._line = line

@@ -160,7 +160,7 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
         if name not in known:
             raise ValueError(f"{where} {name!r} is not one of {', '.join(known)}")
         if name in ("dataset", "dset") and not config["dataset"]:
-            raise ValueError(f"{where} {name} needs a data set: set dataset to its folder or zip file")
+            raise ValueError(f"{where} {name} needs a data set: set --config.dataset to its folder or zip file")
     _finite("planner", planner)
     seeds = parse_integers("planner.seeds", planner["seeds"])
     for seed in seeds:
