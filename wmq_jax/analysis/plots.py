@@ -168,8 +168,9 @@ def draw_alignment(fig: "Figure", comparison: Comparison, aligned: Mapping[str, 
             )
             ax.plot([found.rho], [row], style.VERDICT_MARKERS[line.verdict], color=colour, markersize=5)
         ax.axvline(0, color=style.SOFT, linewidth=0.8)
-        ax.set_xlim(lowest - 0.05, 1.05)
-        ax.set_xticks([-0.5, 0, 0.5, 1], ["-.5", "0", ".5", "1"])
+        ax.set_xlim(lowest - 0.1, 1.1)
+        ticks = {-1: "-1", -0.5: "-.5", 0: "0", 0.5: ".5", 1: "1"}
+        ax.set_xticks(*zip(*((place, text) for place, text in ticks.items() if place >= lowest)))
         ax.set_title(f"{link.title}\n", fontsize=9.5)
         _subtitle(ax, link.question)
     _success_panel(panels[-1], lines)
@@ -258,7 +259,7 @@ def _interval(ax: "Axes", line: Line, row: int) -> None:
 def _success_panel(ax: "Axes", lines: Sequence[Line]) -> None:
     for row, line in enumerate(lines):
         _interval(ax, line, row)
-    ax.set_xlim(-0.03, 1.03)
+    ax.set_xlim(-0.06, 1.06)
     ax.set_xticks([0, 0.5, 1], ["0", "50", "100%"])
     ax.set_title("success\n", fontsize=9.5)
     _subtitle(ax, "after the last iteration")
