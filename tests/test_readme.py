@@ -1,5 +1,6 @@
 """What the README shows must run."""
 
+import json
 import os
 import re
 import subprocess
@@ -14,6 +15,7 @@ from configs import quantize, train_wall, wall
 from tests.golden.published_files import write_published
 from wmq_jax.checkpoints.native import bundled_model_path, load_model, save_model
 from wmq_jax.cli import load_config
+from wmq_jax.io import sha256_of
 from wmq_jax.quantized import build_variant, parse_variant
 from wmq_jax.sweep.quantization import default_workdir
 
@@ -114,6 +116,9 @@ def test_the_commands_for_published_files_run(tmp_path):
     assert (tmp_path / "outputs" / "wall" / "hydra.yaml").is_file()
     results = tmp_path / "results"
     assert (results / "wall-official-protocol" / "report.html").is_file()
+    files = json.loads((results / "wall-official-protocol" / "config.json").read_text())["files"]
+    names = ("outputs.zip", "dinov2_vits14_pretrain.pth")
+    assert {path: files[path] for path in names} == {path: sha256_of(tmp_path / path) for path in names}
     assert (results / "wall-official-protocol" / "rows.jsonl").read_text().count("\n") == 2
     quantized = load_model(results / "quantize-study-w8a8-tensor" / "model", quantized=True)
     assert quantized.metadata["variant"] == "w8a8-tensor" and quantized.metadata["official"]["files"]

@@ -236,6 +236,7 @@ def _record(
         # Beside the parameters: numbers of attention heads change no shape.
         "model": json.loads(json.dumps(checkpoint.config.to_dict())),
         "params_sha256": params_sha256(checkpoint.params),
+        "files": dict(checkpoint.metadata.get("official", {}).get("files", {})),  # SHA-256 of what it was read from
         "given": given_identity(settings, checkpoint, dataset, settings.calibration["episodes"]),
         "model_parameters": sum(x.size for x in jax.tree.leaves(planning_params(checkpoint.params))),
         "planner": _planner_summary(settings),
