@@ -38,6 +38,7 @@ def main(config: dict[str, Any]) -> None:
             folder = training.open_workdir(folder, config, {"versions": versions(), "git_revision": git_revision()})
             stack.enter_context(io.locked(folder))
             training.check_folder(folder)
+        print(training.describe_training(settings, config, folder), flush=True)
         training.train(settings, folder, given=given)
 
 

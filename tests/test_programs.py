@@ -32,6 +32,13 @@ def test_train_leaves_a_model_with_pictures_and_a_summary_and_is_then_done(tmp_p
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert set(summary["stages"]) == {"data", "encoder", "predictor", "decoder", "validation"}
     assert (tmp_path / "run" / "model" / "model.json").exists()
+    for line in (
+        "model      a new one",
+        "error      patches, last frame copied",
+        "of 2 development episodes",
+        "the model is ",
+    ):
+        assert line in run.stdout
     again = program("train", *command)
     assert again.returncode == 0 and "done" in again.stdout + again.stderr
     with locked(tmp_path / "run"):

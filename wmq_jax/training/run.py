@@ -31,6 +31,7 @@ from wmq_jax.training.loop import StageResult, run_stage, stage_progress
 from wmq_jax.training.predictor import predictor_stage
 from wmq_jax.training.settings import TrainSettings
 from wmq_jax.training.validation import draw_rollouts, imagine_trajectories
+from wmq_jax.training.wording import format_summary
 
 Log = Callable[[str], None]
 _SUMMARY = "summary.json"
@@ -126,8 +127,8 @@ def train(
     summary["development"] = _plan(settings, model, params, normalizer, log)
     summary["stages"]["validation"] = {"minutes": round((time.monotonic() - began) / 60, 2)}
     io.write_json(summary_path, summary)
-    log(json.dumps(summary, indent=2))
-    log(f"the model is {workdir / 'model'}, the figures are in {summary_path}")
+    log(format_summary(summary))
+    log(f"the model is {workdir / 'model'}, imagined rollouts are in {workdir / 'rollouts.png'}")
     return summary
 
 
