@@ -225,7 +225,9 @@ def test_a_damaged_or_missing_file_beside_the_run_is_named(run, tmp_path):
             load_official(tmp_path / "theirs")
     (tmp_path / "theirs" / "dinov2_vits14_pretrain.pth").unlink()
     file.unlink()
-    with pytest.raises(ValueError, match=r"must be given \(--config.official.backbone, --backbone .*theirs has no dinov2_vits14_pretrain.pth"):
+    with pytest.raises(
+        ValueError, match=r"must be given \(--config.official.backbone, .*theirs has no dinov2_vits14_pretrain.pth"
+    ):
         load_official(tmp_path / "theirs")
     settings = tmp_path / "theirs" / "hydra.yaml"
     settings.write_text(settings.read_text().replace("name: dinov2_vits14", "name: ../dinov2"))
