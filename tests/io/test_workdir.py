@@ -29,13 +29,29 @@ def test_a_new_folder_is_there_when_all_of_it_is(tmp_path):
         (folder / "half").touch()
         raise KeyboardInterrupt
     assert [*out.parent.iterdir()] == []
-    (out.parent / ".out.part").mkdir()
-    (out.parent / ".out.part" / "half").touch()
-    out.mkdir()
+    (out / ".part").mkdir(parents=True)
+    (out / ".part" / "half").touch()
     with new_folder(out, "a run") as folder:
         (folder / "whole").touch()
-        assert [*out.iterdir()] == []
+        assert [*out.iterdir()] == [folder]
     assert [*out.parent.iterdir()] == [out] and [*out.iterdir()] == [out / "whole"]
+
+
+def test_a_new_folder_may_be_an_empty_one_elsewhere(tmp_path):
+    """It stays where it is, also when what is written is stopped."""
+    (tmp_path / "volume").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "volume")
+    with pytest.raises(KeyboardInterrupt), new_folder(tmp_path / "link", "a run") as folder:
+        (folder / "half").touch()
+        raise KeyboardInterrupt
+    assert [*(tmp_path / "volume").iterdir()] == []
+    with new_folder(tmp_path / "link", "a run") as folder:
+        (folder / "inner").mkdir()
+        (folder / "inner" / "whole").touch()
+    assert (tmp_path / "link").is_symlink() and [*(tmp_path / "volume").rglob("*")] == [
+        tmp_path / "volume" / "inner",
+        tmp_path / "volume" / "inner" / "whole",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,9 @@ def test_a_quantization_keeps_to_its_data_too(base_config, changing, tmp_path):
     config |= {name: copy.deepcopy(base_config[name]) for name in ("checkpoint", "planner", "calibration", "engine")}
     config |= dict(dataset=str(changing[0]), calibration_source="dataset", held_out=1, variant="w4")
     config["calibration"]["episodes"] = 1
+    said = sweeps.describe_quantization(sweeps.prepare_quantization(config | {"held_out": 32}))
+    training = len(open_dataset(changing[0]).split().train)
+    assert f"looks at   1 episode, and {training - 1} others for the errors of blocks, of {changing[0]}" in said
     held_out = drawn_episodes(open_dataset(changing[0]), config["calibration"], skip=1)[0]
     folder = sweeps.open_workdir(sweeps.prepare_quantization(config), tmp_path / "quantized")
     (folder / "statistics.npz").touch()

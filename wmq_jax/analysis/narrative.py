@@ -13,8 +13,9 @@ from wmq_jax.analysis.pictures import Picture
 from wmq_jax.analysis.rank import RESAMPLES
 from wmq_jax.analysis.results import Results
 from wmq_jax.analysis.style import EFFECT_TONES
-from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, counted, headline, verdict_sentences
+from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, headline, verdict_sentences
 from wmq_jax.analysis.table import METHODS_NOTE, columns, footnotes, method_texts
+from wmq_jax.io.wording import counted
 
 
 def report_html(

@@ -377,16 +377,18 @@ def _cloud(ax: "Axes", x: np.ndarray, y: np.ndarray, solved: np.ndarray, log_y: 
             color=style.TONES[role].light,
             alpha=0.55,
             linewidths=0.8 if marker == "x" else 0,
-            clip_on=False,  # the marker of a point on the border is drawn whole
             rasterized=True,  # thousands of points would swell the page
         )
     ax.tick_params(labelsize=7)
 
 
 def _identity(ax: "Axes") -> None:
-    # A little room, so that no marker lies on the frame.
-    low = min(ax.get_xlim()[0], ax.get_ylim()[0]) / 1.2
-    high = max(ax.get_xlim()[1], ax.get_ylim()[1]) * 1.2
+    """Equal log axes and the line on which both values are the same."""
+    low = min(ax.get_xlim()[0], ax.get_ylim()[0])
+    high = max(ax.get_xlim()[1], ax.get_ylim()[1])
+    # Where one range is much the smaller, its own margin is no room beside the other's.
+    room = (high / low) ** 0.05
+    low, high = low / room, high * room
     ax.plot([low, high], [low, high], "--", color=style.SOFT, linewidth=0.9, zorder=0)
     ax.set_xlim(low, high)
     ax.set_ylim(low, high)

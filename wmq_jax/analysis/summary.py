@@ -22,6 +22,7 @@ from wmq_jax.analysis.paired import (
 )
 from wmq_jax.analysis.results import RANDOM_ACTIONS, TRUE_SIMULATOR, Results, Row, Variant
 from wmq_jax.analysis.stats import PairedTable, newcombe_paired_interval
+from wmq_jax.io.wording import counted
 
 SURVIVAL_MARGIN = 0.10  # the largest loss of success rate that still counts as surviving
 
@@ -87,11 +88,6 @@ class Comparison:
     def line(self, name: str) -> Line:
         """The line of that name."""
         return next(line for line in self.lines + self.references if line.name == name)
-
-
-def counted(count: int, noun: str) -> str:
-    """'1 episode', '2 episodes'."""
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def compare(results: Results, horizon: int) -> Comparison:

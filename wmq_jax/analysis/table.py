@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from wmq_jax.analysis.methods import MethodEntry, MethodTable, methods_sentence
 from wmq_jax.analysis.paired import LEVEL, Difference, Rate
 from wmq_jax.analysis.results import ModulePrecision, Results, Variant
-from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, compare, counted, verdict_sentences
+from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, compare, verdict_sentences
+from wmq_jax.io.wording import counted
 
 WIDTH = 120
 _SHOWN_ITERATIONS = (1, 2, 3, 5)

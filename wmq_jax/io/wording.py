@@ -25,3 +25,8 @@ def listed(names: Iterable[object], most: int = 20, separator: str = ", ") -> st
     names = list(names)
     more = [f"and {len(names) - most} more"] if len(names) > most else []
     return separator.join([plain(name) for name in names[:most]] + more)
+
+
+def counted(count: int, noun: str) -> str:
+    """'1 episode', '2 episodes'."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

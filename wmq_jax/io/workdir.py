@@ -14,6 +14,7 @@ from wmq_jax.io.atomic import write_json
 from wmq_jax.io.wording import quoted
 
 CONFIG = "config.json"
+_PART = ".part"  # what new_folder has not finished
 
 
 def check_new_folder(path: str | os.PathLike, what: str) -> None:
@@ -28,7 +29,7 @@ def check_new_folder(path: str | os.PathLike, what: str) -> None:
     """
     path = Path(path)
     above = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-    if path.is_dir() and any(path.iterdir()):
+    if path.is_dir() and any(child.name != _PART for child in path.iterdir()):
         raise ValueError(f"cannot write {what} to {path}: it exists and is not empty")
     if not above.is_dir():
         raise ValueError(f"cannot write {what} to {path}: {above} is a file")
@@ -38,7 +39,9 @@ def check_new_folder(path: str | os.PathLike, what: str) -> None:
 
 @contextlib.contextmanager
 def new_folder(path: str | os.PathLike, what: str) -> Iterator[Path]:
-    """A folder to write into, which is at ``path`` once everything is written: what is stopped leaves nothing there.
+    """A folder to write into, whose content is at ``path`` once it is whole: what is stopped leaves nothing there.
+
+    It lies in ``path``, which may be a mounted volume, or a link, in a place where nothing else can be made.
 
     Args:
       path, what: see :func:`check_new_folder`.
@@ -48,7 +51,7 @@ def new_folder(path: str | os.PathLike, what: str) -> Iterator[Path]:
     """
     check_new_folder(path, what)
     path = Path(path)
-    part = path.with_name(f".{path.name}.part")
+    part, new = path / _PART, not path.exists()
     try:
         shutil.rmtree(part, ignore_errors=True)  # of a start that was killed
         part.mkdir(parents=True)
@@ -56,11 +59,11 @@ def new_folder(path: str | os.PathLike, what: str) -> Iterator[Path]:
         raise ValueError(f"cannot write {what} to {path}: {error.strerror}") from None
     try:
         yield part
-        if path.exists():
-            path.rmdir()
-        part.rename(path)
+        for child in list(part.iterdir()):
+            child.rename(path / child.name)
+        part.rmdir()
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(path if new else part, ignore_errors=True)
         raise
 
 

@@ -19,6 +19,7 @@ from wmq_jax import quant, quantized
 from wmq_jax.checkpoints.native import save_model
 from wmq_jax.envs.manifest import make_manifest
 from wmq_jax.io import CONFIG, adopt_config, make_workdir, sha256_of, write_json
+from wmq_jax.io.wording import counted
 from wmq_jax.models import WorldModel
 from wmq_jax.planning.limits import check_range
 from wmq_jax.sweep.calibration import drawn_episodes
@@ -125,9 +126,10 @@ def describe_quantization(job: Quantization) -> str:
     """What will be done, for a person, before it starts."""
     sweep, limits = job.sweep, job.sweep.settings.calibration
     device, planner = sweep.config["device"], sweep.config["planner"]
-    episodes = f"{limits['episodes']} episodes"
+    seen = _stream(job).episodes
+    episodes = counted(len(seen[CALIBRATION]), "episode")
     if job.held_out:
-        episodes += f", and {job.held_out} others for the errors of blocks"
+        episodes += f", and {counted(len(seen[HELD_OUT]), 'other')} for the errors of blocks"
     if job.statistics is not None:
         looks_at = "statistics of earlier runs"
     elif not _calibrates(job):
@@ -282,12 +284,12 @@ def _calibrate(job: Quantization, log: Log) -> dict[str, Any]:
         )
         log("compiles the planner")
         engine = compile_planner(sweep, sweep.problem, plain, sweep.tile)
-    log(f"calibrates on {limits['episodes']} episodes")
+    log(f"calibrates on {counted(limits['episodes'], 'episode')}")
     rollouts = calibration_rollouts(sweep, lambda: engine, limits)
     seed = limits["seed"]
     found = {CALIBRATION: quantized.calibrate(model, variables, rollouts, seed=seed)}
     if job.held_out:
-        log(f"looks at {job.held_out} other episodes")
+        log(f"looks at {counted(len(_stream(job).episodes[HELD_OUT]), 'other episode')}")
         # One future of each: what is sampled from these is independent of what searches look at.
         others = {**limits, "episodes": job.held_out, "iterations": 1, "samples": 1}
         futures = calibration_rollouts(sweep, lambda: engine, others, skip=limits["episodes"])
