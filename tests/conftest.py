@@ -17,7 +17,7 @@ if _CACHE not in os.environ:
     os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 from tests.golden import tally  # noqa: E402
-from tests.quick_jit import compilation  # noqa: E402
+from tests.quick_jit import ENVIRONMENT, compilation  # noqa: E402
 from wmq_jax.sweep.devices import configure  # noqa: E402
 
 configure()
@@ -32,14 +32,22 @@ def pytest_configure(config):
     So do programs under test: what they print and leave is compared among themselves.
     """
     jax.config.update("jax_disable_most_optimizations", "not slow" in config.option.markexpr)
-    os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for processes that this one starts
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _programs_compile_quickly():
+    jax.devices()  # reads the environment, which is for processes that this one starts from here on
+    for name, value in ENVIRONMENT.items():
+        given = os.environ.get(name, "")
+        os.environ[name] = given if value in given else f"{given} {value}".strip()
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _quickly(request):
     """A module that is marked `quick` compiles with less optimisation in the whole suite too."""
     everyday = jax.config.read("jax_disable_most_optimizations")
-    with compilation(quick=everyday or request.node.get_closest_marker("quick") is not None):
+    marked = lambda name: request.node.get_closest_marker(name) is not None
+    with compilation(quick=everyday or marked("quick"), older_emitters=not marked("bitwise")):
         yield
 
 

@@ -10,6 +10,8 @@ from wmq_jax.sweep import all_cells, cell_mesh, compile_engine, run_cells
 from wmq_jax.sweep.rows import make_row, to_line
 from wmq_jax.sweep.run import build_engine
 
+pytestmark = pytest.mark.bitwise
+
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
