@@ -81,7 +81,7 @@ class Method:
 
     def __call__(self, bits, params, statistics) -> quant.State:
         """What the transform makes of the model."""
-        return self.make(bits).apply(quant.State(params, {}, statistics), TOPOLOGY)
+        return quant.quantize_state(self.make(bits), params, statistics, TOPOLOGY)
 
 
 WHOLE = WeightSpec(None)

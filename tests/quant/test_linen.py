@@ -40,6 +40,12 @@ class Layer(nn.Module):
         return jnp.tanh(nn.Dense(x.shape[-1], name="dense")(x)), None
 
 
+class Head(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(2, use_bias=False, name="dense")(x)
+
+
 class Stack(nn.Module):
     """Layers in a scan: one module path, one slice of each collection a layer."""
 
@@ -188,6 +194,54 @@ def test_scanned_layers_have_statistics_and_bits_of_their_own():
     np.testing.assert_allclose(linen.quantized_apply(model)(variables, x), hidden, atol=1e-6)
     swapped = quant.quantize(quant.static_activations(bits[::-1]), params, statistics)
     assert jnp.abs(linen.quantized_apply(model)(swapped, x) - hidden).max() > 1e-2
+
+
+def test_scanned_layers_search_ranges_of_their_own():
+    model, x = Stack(), jax.random.normal(jax.random.key(2), (64, 6)) ** 3
+    params = initialized(model, x)
+    statistics = quant.calibrate(linen.observe(model, observer=quant.channel_ranges(64)), {"params": params}, [(x,)])
+    found = quant.quantize(quant.static_activations(3, range="omse"), params, statistics)["quant"]
+    stacked = statistics["layers"]["dense"]["input"]
+    for layer in range(2):
+        alone = {"dense": {"input": jax.tree.map(lambda leaf: leaf[layer], stacked)}}
+        expected = quant.quantize(quant.static_activations(3, range="omse"), params, alone)["quant"]["dense"]["input"]
+        ours = jax.tree.map(lambda leaf: leaf[layer], found["layers"]["dense"]["input"])
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), ours, expected)
+    assert linen.quantized_apply(model)({"params": params, "quant": found}, x).shape == x.shape
+
+
+def test_samples_of_scanned_blocks_merge_layer_by_layer():
+    model, params = Stack(), initialized(Stack(), jnp.ones((5, 6)))
+    parts = []
+    for seed in range(2):
+        x = jax.random.normal(jax.random.key(seed), (5, 6))
+        observe = linen.observe(model, blocks=["layers"], block_observer=quant.sequences(3, seed=seed))
+        parts.append(quant.block_statistics(quant.calibrate(observe, {"params": params}, [(x,)]))["layers"])
+    merged = quant.merge_statistics(*parts)
+    assert jax.tree.map(jnp.shape, merged) == jax.tree.map(jnp.shape, parts[0])
+    for layer in range(2):
+        offered = jnp.concatenate([part.priority[layer] for part in parts])
+        np.testing.assert_array_equal(jnp.sort(merged.priority[layer]), jnp.sort(offered)[-3:])
+
+
+def test_statistics_that_do_not_fit_are_refused():
+    model, x = Stack(), jnp.ones((5, 6))
+    variables = {"params": initialized(model, x)}
+    ranges = quant.calibrate(linen.observe(model), variables, [(x,)])
+    channels = linen.observe(model, observer=quant.channel_ranges())
+    message = "statistics do not fit each other: of 'layers/dense/input' one has Range, the other ChannelRange"
+    with pytest.raises(ValueError, match=message):
+        quant.calibrate(channels, variables, [(x,)], statistics=ranges)
+    with pytest.raises(ValueError, match=message):
+        quant.merge_statistics(ranges, quant.calibrate(channels, variables, [(x,)]))
+    with pytest.raises(ValueError, match="of 'layers/dense/input' one has Range, the other nothing"):
+        quant.merge_statistics(ranges, {})
+
+
+def test_an_input_that_cannot_be_quantized_is_named():
+    quantizers = quant.quantize(quant.dynamic_activations(8), {"dense": {"kernel": jnp.ones((6, 2))}})
+    with pytest.raises(TypeError, match="site 'dense': fake_quant takes a floating-point array .* not int32"):
+        linen.quantized_apply(Head())(quantizers, jnp.ones((3, 6), jnp.int32))
 
 
 def test_scanned_kernels_get_a_scale_per_layer_and_channel():

@@ -56,8 +56,9 @@ def test_a_rule_without_a_match_is_an_error_when_checked_and_when_traced():
 
 def test_chain_is_one_after_the_other_and_empty_is_the_identity():
     before = params()
-    chained = quant.quantize(quant.chain(quant.rtn(6), quant.rtn(3)), before)["params"]
-    stepwise = quant.quantize(quant.rtn(3), quant.quantize(quant.rtn(6), before)["params"])["params"]
+    some, others = quant.rtn(6, rules=["embed/kernel"]), quant.rtn(3, rules=["blocks/.*/kernel"])
+    chained = quant.quantize(quant.chain(some, others), before)["params"]
+    stepwise = quant.quantize(others, quant.quantize(some, before)["params"])["params"]
     jax.tree.map(np.testing.assert_array_equal, chained, stepwise)
     assert quant.quantize(quant.chain(), before) == {"params": before, "quant": {}}
 

@@ -1,5 +1,7 @@
 """Grouping of kernels and round-to-nearest on the groups."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,8 +126,14 @@ def test_layouts_and_axes_that_make_no_sense_are_refused():
     with pytest.raises(ValueError, match="layout must be one of padded, flat, not 'straddling'"):
         WeightSpec(4, 4, layout="straddling")
     for axes in ((0, 1), (), (-1, 1), (5,)):
-        with pytest.raises(ValueError, match="do not leave an input axis in a kernel of 2 axes"):
+        with pytest.raises(ValueError, match="not different axes that leave an input axis in a kernel of 2 axes"):
             quant.fake_quant_weight(jnp.ones((2, 3)), WeightSpec(4, output_axes=axes))
+    for axes in (-1, "-1", (0.5,)):
+        with pytest.raises(
+            ValueError, match=re.escape(f"output_axes must be a tuple of integers or None, not {axes!r}")
+        ):
+            WeightSpec(4, output_axes=axes)
+    assert WeightSpec(4, output_axes=[-1]) == WeightSpec(4, output_axes=(-1,))
 
 
 def test_straight_through_gradients_reach_the_weights():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -68,7 +69,7 @@ def static_activations(
         calibration.check_statistics({site: statistic for site, (_, statistic) in chosen(state).items()})
         for site, (spec, statistic) in chosen(state).items():
             priority = getattr(statistic, "priority", np.zeros(0))
-            if spec.range == "omse" and paths.is_known(priority) and not priority.any():
+            if spec.range == "omse" and paths.is_known(priority) and not np.asarray(priority).any():
                 raise ValueError(
                     f"the statistic of site '{site}' has no tokens; observe with channel_ranges(tokens=...)"
                 )
@@ -101,6 +102,8 @@ def dynamic_activations(
 
     def chosen(state: State) -> dict[str, ActivationSpec]:
         names = kernel_sites(state.params) if sites is None else sites
+        if not names:
+            raise ValueError("no parameter is called 'kernel', whose owners are the sites; name them: sites=[...]")
         matched = match_rules(rules, names, default)
         return {site: spec for site, spec in matched.items() if spec is not None}
 
@@ -126,8 +129,15 @@ def static_range(statistic: Any, spec: ActivationSpec) -> tuple[jax.Array, jax.A
     low, high = statistic.range()
     if spec.range == "observed":
         return low, high
+    search = functools.partial(omse_range, include_zero=spec.include_zero)
     weights = (statistic.priority > 0).astype(jnp.float32)
-    return omse_range(low, high, spec.bits, statistic.tokens, weights, include_zero=spec.include_zero)
+    layers = statistic.count.shape
+    if not layers:
+        return search(low, high, spec.bits, statistic.tokens, weights)
+    bits = jnp.broadcast_to(jnp.asarray(canonical_bits(spec.bits)), layers)  # scanned layers have tokens of their own
+    for _ in layers:
+        search = jax.vmap(search)
+    return search(low, high, bits, statistic.tokens, weights)
 
 
 def kernel_sites(params: Any) -> list[str]:

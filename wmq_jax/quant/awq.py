@@ -19,7 +19,7 @@ import numpy as np
 
 from wmq_jax.quant import grid, paths, weights
 from wmq_jax.quant.block_inputs import capture, check_block_inputs, mean_over, sampled_inputs
-from wmq_jax.quant.equalization import check_order, check_topology, rescale, rescale_statistics
+from wmq_jax.quant.equalization import check_following, check_order, check_topology, rescale, rescale_statistics
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import Block, Pair, Topology
 from wmq_jax.quant.transform import State, Transform, block_params, replace_block, unless_none
@@ -105,7 +105,7 @@ def awq(
 
     Needs a topology and, in the statistics, a sample of the input of each stack's first block
     (``linen.observe(blocks=...)``); later blocks see what the float blocks before them make of it. Statistics of
-    sites, where there are any, follow the scales.
+    sites, where there are any, follow the scales, as those of ``channel_ranges`` can.
 
     The released study scales LayerNorm -> fc1 only (``scaled='.*fc1'``), clips queries and keys too
     (``clip_queries_keys=True``), searches with ``released_range_grid`` for weights rounded to ``absmax_grid``
@@ -121,9 +121,13 @@ def awq(
 
     Raises:
       ValueError: ``stale_grids`` without rounding; and from ``check``: no topology, a ``scaled`` that matches no pair,
-        no sampled block input, a kernel whose inputs are not the channels of its tap (a convolution's), NaN or
-        infinity; the site is named.
+        no sampled block input, statistics that cannot follow, a kernel whose inputs are not the channels of its tap (a
+        convolution's), NaN or infinity; the site is named.
     """
+    try:
+        re.compile(scaled)
+    except re.error as error:
+        raise ValueError(f"awq: scaled={scaled!r} is no regular expression: {error}") from None
     if stale_grids and not rounded:
         raise ValueError("awq: stale_grids needs rounded=True, since another transform would round to grids of its own")
     spec = AWQSpec(
@@ -143,7 +147,8 @@ def awq(
         first = sorted({pair.consumers[0] for _, block in topology.blocks() for pair in block.pairs})
         if first and not any(spec.pairs(block) for _, block in topology.blocks()):
             raise ValueError(f"awq: scaled={scaled!r} matches no pair; the first consumers are {', '.join(first)}")
-        check_block_inputs(state, topology, "awq")
+        check_block_inputs(state, topology, "awq", spec.weight)
+        check_following(state, topology, spec.pairs)
 
     def apply(state: State, topology: Topology | None = None) -> State:
         check_order(state, topology, "awq")

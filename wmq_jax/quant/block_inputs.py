@@ -12,6 +12,7 @@ from wmq_jax.quant.matrices import as_matrices
 from wmq_jax.quant.taps import thread
 from wmq_jax.quant.topology import Block, Stack, Topology
 from wmq_jax.quant.transform import State, block_params
+from wmq_jax.quant.weights import WeightSpec, check_groups
 
 PyTree = Any
 
@@ -38,8 +39,8 @@ def mean_over(mask: jax.Array, x: jax.Array) -> jax.Array:
     return jnp.tensordot(mask, x, mask.ndim) / jnp.maximum(mask.sum(), 1)
 
 
-def check_block_inputs(state: State, topology: Topology, method: str) -> None:
-    """Checks on the host that every stack has sampled inputs, that kernels are finite matrices and fit what is tapped.
+def check_block_inputs(state: State, topology: Topology, method: str, spec: WeightSpec) -> None:
+    """Checks on the host that every stack has sampled inputs, and that kernels fit their groups and what is tapped.
 
     Raises:
       ValueError: naming the block or the site.
@@ -49,14 +50,12 @@ def check_block_inputs(state: State, topology: Topology, method: str) -> None:
         if path not in seen:
             raise ValueError(f"{method} needs sampled inputs of block '{path}'; observe with blocks=[...]")
         calibration.check_statistics({path: seen[path]})
-    leaves = paths.named_leaves(state.params)
-    kernels = [f"{path}/{site}/kernel" for path, block in topology.blocks() for site in block.sites]
-    paths.check_finite("weight", {name: leaves[name] for name in kernels})
     for stack in topology.stacks:
-        _check_channels(state, stack, seen[stack[0][0]].inputs, method)
+        if stack:
+            _check_channels(state, stack, seen[stack[0][0]].inputs, method, spec)
 
 
-def _check_channels(state: State, stack: Stack, x: jax.Array, method: str) -> None:
+def _check_channels(state: State, stack: Stack, x: jax.Array, method: str, spec: WeightSpec) -> None:
     """Checks that every site of a stack is tapped, and sees as many channels as its kernel has input rows."""
     checked = set()
     for path, block in stack:
@@ -65,8 +64,14 @@ def _check_channels(state: State, stack: Stack, x: jax.Array, method: str) -> No
         checked.add(block)
         view, part = as_matrices(block, block_params(state, path))
         # What the first block gives has the shape of what it takes, or the stack could not go on.
-        _, inputs = jax.eval_shape(lambda part, x: capture(view, part, x), part, x)
+        out, inputs = jax.eval_shape(lambda part, x: capture(view, part, x), part, x)
+        if not hasattr(out, "shape"):
+            raise ValueError(
+                f"block '{path}' must give an array, not a {type(out).__name__}; ModuleApply(module, output=0) gives "
+                "the first of several"
+            )
         for site in block.sites:
+            check_groups(f"{path}/{site}/kernel", paths.subtree(part, site)["kernel"].shape, spec)
             if site not in inputs:
                 raise ValueError(f"block '{path}' has no tap '{site}'; its taps are {', '.join(inputs) or 'none'}")
             rows, shape = paths.subtree(part, site)["kernel"].shape[0], inputs[site].shape

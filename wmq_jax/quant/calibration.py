@@ -42,18 +42,21 @@ def calibrate(
 
     Raises:
       TypeError: a batch is neither a tuple nor a list.
-      ValueError: there is no batch.
+      ValueError: there is no batch, or ``statistics`` are of another observer.
     """
     update = jax.jit(observe)
-    empty = True
+    empty, given = True, statistics
     for batch in batches:
         if not isinstance(batch, (tuple, list)):
             raise TypeError(
                 f"a batch is a tuple of the model's arguments, (x,) for a single one, not a {type(batch).__name__}"
             )
-        if statistics is None:
+        if empty:
             shapes = jax.eval_shape(observe, variables, None, *batch)
-            statistics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+            if given is not None:
+                _check_alike(given, shapes, everywhere=False)
+            else:
+                statistics = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
         statistics = update(variables, statistics, *batch)
         empty = False
     if empty:
@@ -66,9 +69,12 @@ def merge_statistics(*parts: PyTree) -> PyTree:
 
     Raises:
       TypeError: there are none.
+      ValueError: they are of other sites or observers.
     """
     if not parts:
         raise TypeError("merge_statistics takes the statistics of one or more streams, got none")
+    for other in parts[1:]:
+        _check_alike(parts[0], other)
     merge = functools.partial(jax.tree.map, lambda a, b: a.merge(b), is_leaf=is_statistic)
     return functools.reduce(merge, parts)
 
@@ -137,6 +143,19 @@ def check_statistics(named: dict[str, Any]) -> None:
             raise ValueError(f"site '{site}' was never called during calibration")
         arrays = {f"{site}/{field}": value for field, value in statistic._asdict().items()}
         paths.check_finite("calibration statistic", arrays)
+
+
+def _check_alike(one: PyTree, other: PyTree, everywhere: bool = True) -> None:
+    """Checks that statistics are of the same kinds at the same names, or (not ``everywhere``) at those of both."""
+    kinds = [
+        {name: type(leaf).__name__ for name, leaf in paths.named_leaves(part, is_leaf=is_statistic).items()}
+        for part in (one, other)
+    ]
+    names = kinds[0].keys() | kinds[1].keys() if everywhere else kinds[0].keys() & kinds[1].keys()
+    for name in sorted(names):
+        ours, theirs = (kind.get(name, "nothing") for kind in kinds)
+        if ours != theirs:
+            raise ValueError(f"statistics do not fit each other: of '{name}' one has {ours}, the other {theirs}")
 
 
 def _ending_in(last: str, statistics: PyTree) -> dict[str, Any]:

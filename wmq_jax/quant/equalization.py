@@ -18,7 +18,7 @@ from wmq_jax.quant.matrices import as_matrices
 from wmq_jax.quant.quantizer import OFF, STATIC
 from wmq_jax.quant.statistics import ChannelRange
 from wmq_jax.quant.topology import NORM, Block, Pair, Topology
-from wmq_jax.quant.transform import State
+from wmq_jax.quant.transform import State, block_params
 
 PyTree = Any
 
@@ -72,30 +72,24 @@ def rescale_statistics(statistics: PyTree, path: str, pair: Pair, scale: jax.Arr
     """
     if statistics is None:
         return None
-    seen = calibration.site_statistics(statistics)
-    sites = [site for site in (f"{path}/{consumer}" for consumer in pair.consumers) if site in seen]
-    for site in sites:
-        if not isinstance(seen[site], ChannelRange):
-            raise ValueError(
-                f"the {type(seen[site]).__name__} of site '{site}' cannot follow a re-scaling of channels; observe "
-                f"with channel_ranges(), or calibrate again afterwards and pass no statistics on"
-            )
-    moved = {f"{site}/{calibration.INPUT}": seen[site].rescaled(scale, shift) for site in sites}
+    followers = _followers(calibration.site_statistics(statistics), path, pair)
+    moved = {f"{site}/{calibration.INPUT}": seen.rescaled(scale, shift) for site, seen in followers.items()}
     return paths.nest(moved, statistics)
 
 
 def check_topology(state: State, topology: Topology | None, method: str) -> None:
-    """Checks that there is a topology, and that the parameters have what it names as matrices.
+    """Checks on the host that there is a topology, and that the parameters have what it names, finite and as matrices.
 
     Raises:
-      ValueError: there is none, it has no blocks, a name is not there, or a kernel of several axes does not say which
-        are inputs.
+      ValueError: there is none, it has no blocks or one of them twice, a pair scales what is no site, a name is not
+        there, a kernel of several axes does not say which are inputs, or a block has NaN or infinity.
     """
     if topology is None:
         raise ValueError(f"{method} needs a topology: quantize(transform, params, statistics, topology)")
     if not topology.blocks():
         raise ValueError(f"{method} treats the blocks of a topology, but this one has none")
     names = paths.named_leaves(state.params)
+    _check_description(topology)
     for path, block in topology.blocks():
         wanted = [f"{path}/{site}/kernel" for site in block.sites]
         wanted += [f"{path}/{pair.producer}/{_gain(pair)}" for pair in block.pairs if pair.producer is not None]
@@ -109,6 +103,10 @@ def check_topology(state: State, topology: Topology | None, method: str) -> None
                     f"{method} takes kernels of two axes, or of several where the block's input_axes says how many are "
                     f"inputs; '{path}/{site}/kernel' has shape {shape}"
                 )
+        # All of a block: searches compare outputs, and what is not finite in one reaches the blocks after it.
+        floating = lambda name: jnp.issubdtype(jnp.result_type(names[name]), jnp.floating)
+        inside = [name for name in names if name.startswith(f"{path}/") and floating(name)]
+        paths.check_finite("weight", {name: names[name] for name in inside})
 
 
 def check_order(state: State, topology: Topology, method: str) -> None:
@@ -144,7 +142,7 @@ def channel_statistics(state: State, topology: Topology, pairs, method: str) -> 
     wanted = {}
     for path, block in topology.blocks():
         consumers = [consumer for pair in pairs(block) for consumer in pair.consumers]
-        _, matrices = as_matrices(block, paths.subtree(state.params, path))
+        _, matrices = as_matrices(block, block_params(state, path))
         wanted |= {f"{path}/{name}": paths.subtree(matrices, name)["kernel"].shape[0] for name in consumers}
     for site, rows in wanted.items():
         if not isinstance(seen.get(site), ChannelRange):
@@ -159,9 +157,52 @@ def channel_statistics(state: State, topology: Topology, pairs, method: str) -> 
     calibration.check_statistics({site: seen[site] for site in wanted})
 
 
+def check_following(state: State, topology: Topology, pairs) -> None:
+    """Checks that the statistics which are there can follow a re-scaling of the chosen pairs.
+
+    Args:
+      state: its statistics may be None.
+      topology: of the model.
+      pairs: ``block -> pairs`` that are going to be re-scaled.
+
+    Raises:
+      ValueError: naming the first site whose statistic does not know its channels.
+    """
+    for path, block in topology.blocks():
+        for pair in pairs(block):
+            if state.statistics is not None and pair.producer is not None:
+                _followers(calibration.site_statistics(state.statistics), path, pair)
+
+
 def foldable(block: Block, kinds: tuple[str, ...] = (NORM,)) -> list[Pair]:
     """The pairs of a block whose producer can be divided, of these kinds."""
     return [pair for pair in block.pairs if pair.producer is not None and pair.kind in kinds]
+
+
+def _followers(seen: dict[str, Any], path: str, pair: Pair) -> dict[str, ChannelRange]:
+    """The statistics of a pair's consumers that there are."""
+    sites = [site for site in (f"{path}/{consumer}" for consumer in pair.consumers) if site in seen]
+    for site in sites:
+        if not isinstance(seen[site], ChannelRange):
+            raise ValueError(
+                f"the {type(seen[site]).__name__} of site '{site}' cannot follow a re-scaling of channels; observe "
+                f"with channel_ranges(), or calibrate again afterwards and pass no statistics on"
+            )
+    return {site: seen[site] for site in sites}
+
+
+def _check_description(topology: Topology) -> None:
+    paths_seen = set()
+    for path, block in topology.blocks():
+        if path in paths_seen:
+            raise ValueError(f"the topology names block '{path}' twice")
+        paths_seen.add(path)
+        for consumer in (consumer for pair in block.pairs for consumer in pair.consumers):
+            if consumer not in block.sites:
+                raise ValueError(
+                    f"a pair of block '{path}' has the consumer '{consumer}', which is none of the block's sites: "
+                    f"{', '.join(block.sites)}"
+                )
 
 
 def _gain(pair: Pair) -> str:

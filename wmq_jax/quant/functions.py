@@ -16,8 +16,8 @@ import jax.numpy as jnp
 
 from wmq_jax.quant import calibration, paths
 from wmq_jax.quant.grid import Rounding
-from wmq_jax.quant.observers import Observer, minmax, sequences
-from wmq_jax.quant.quantizer import Quantizer, fake_quant
+from wmq_jax.quant.observers import Observer, default_observers
+from wmq_jax.quant.quantizer import Quantizer, fake_quant_at
 from wmq_jax.quant.taps import thread
 
 PyTree = Any
@@ -42,7 +42,7 @@ def quantized_apply(function: Callable[..., PyTree], rounding: Rounding = jnp.ro
             raise ValueError(
                 f"site '{name}' has quantizers of shape {quantizer.mode.shape}, but is no tap in a scan of that length"
             )
-        return fake_quant(x, quantizer, rounding), quantizer
+        return fake_quant_at(name, x, quantizer, rounding), quantizer
 
     run = thread(function, quantize)
 
@@ -64,16 +64,16 @@ def observe(
 
     Args:
       function: ``(params, *batch) -> anything``, pure; ``calibrate`` gets ``{'params': params}``.
-      observer: what to keep of sites (default: ``minmax()``).
+      observer: what to keep of sites (default: ``minmax()``, beside ``blocks`` ``channel_ranges()``, which can follow
+        the re-scalings of methods that look at blocks).
       blocks: taps whose values, inputs of blocks, are sampled whole; they are no sites.
       block_observer: how (default: ``sequences(32)``).
 
     Raises (when called):
       ValueError: the function has no taps, or not those of ``blocks``; or the variables have no 'params'.
     """
-    observer = minmax() if observer is None else observer
-    block_observer = sequences(32) if block_observer is None else block_observer
     blocks = frozenset(blocks)
+    observer, block_observer = default_observers(observer, block_observer, blocks)
 
     def record(name: str, seen, x):
         chosen = block_observer if name in blocks else observer

@@ -26,8 +26,8 @@ from wmq_jax.quant import calibration, functions, paths
 from wmq_jax.quant.activations import kernel_sites
 from wmq_jax.quant.calibration import BLOCK, INPUT
 from wmq_jax.quant.grid import Rounding
-from wmq_jax.quant.observers import Observer, minmax, sequences
-from wmq_jax.quant.quantizer import Quantizer, fake_quant
+from wmq_jax.quant.observers import Observer, default_observers
+from wmq_jax.quant.quantizer import Quantizer, fake_quant_at
 from wmq_jax.quant.statistics import is_statistic
 from wmq_jax.quant.taps import tap, thread, with_channels
 
@@ -52,7 +52,7 @@ def quantize_inputs(rounding: Rounding = jnp.round, hidden: Hidden | None = None
 
     def quantize(module: nn.Module, x):
         if module.has_variable(QUANT, INPUT):
-            return fake_quant(x, module.get_variable(QUANT, INPUT), rounding)
+            return fake_quant_at(_name(module), x, module.get_variable(QUANT, INPUT), rounding)
         return x if hidden is None else hidden(_name(module), x)
 
     with nn.intercept_methods(_on_input(quantize)):
@@ -124,7 +124,7 @@ def quantized_apply(model: nn.Module, rounding: Rounding = jnp.round) -> Callabl
 
 def observe(
     model: nn.Module,
-    method: str | None = None,
+    method: str | Callable[..., Any] | None = None,
     observer: Observer | None = None,
     blocks: Iterable[str] = (),
     block_observer: Observer | None = None,
@@ -133,17 +133,19 @@ def observe(
 
     Args:
       model: the model; ``variables`` are those of its ``apply``.
-      method: the method that batches are arguments of (None: ``__call__``).
-      observer: what to keep of sites (default: ``minmax()``).
+      method: the method that batches are arguments of (None: ``__call__``), by its name or as a function
+        ``(module, *batch)``; ``lambda module, x: module(x, train=False)`` fixes what is no array.
+      observer: what to keep of sites (default: ``minmax()``, beside ``blocks`` ``channel_ranges()``, which can follow
+        the re-scalings of methods that look at blocks).
       blocks: paths of the modules whose inputs are sampled whole.
       block_observer: how (default: ``sequences(32)``).
 
     Raises (the result):
-      ValueError: the model calls nothing that can be observed, or the variables have no 'params'.
+      ValueError: the model calls nothing that can be observed or none of the ``blocks`` at a path, or the variables
+        have no 'params'.
     """
-    observer = minmax() if observer is None else observer
-    block_observer = sequences(32) if block_observer is None else block_observer
     blocks = tuple(blocks)
+    observer, block_observer = default_observers(observer, block_observer, blocks)
 
     def update(variables, statistics, *batch):
         calibration.params_of(variables)
@@ -164,8 +166,7 @@ def observe(
             return x, chosen.update(chosen.empty(x) if seen is None else seen, x)
 
         updated = run(variables, *batch)
-        if not updated and not hidden:
-            raise ValueError("the model calls no Dense, DenseGeneral, Einsum, Conv or named block: nothing to observe")
+        _check_seen(updated, hidden, blocks)
         if not hidden:
             return updated
         # As in quantized_apply, what the first run computed is dropped.
@@ -175,6 +176,18 @@ def observe(
         return paths.nest(states, updated)
 
     return update
+
+
+def _check_seen(updated: Any, hidden: set[str], blocks: Iterable[str]) -> None:
+    if not updated and not hidden:
+        raise ValueError(
+            "the model calls no Dense, DenseGeneral, Einsum, Conv or named block: nothing to observe; what passes a "
+            "quant.tap(x, name) inside it, quant.observe(linen.ModuleApply(model)) sees"
+        )
+    seen = set(calibration.block_statistics(updated)) | {name.rpartition("/")[0] for name in hidden}
+    missing = [name for name in blocks if name not in seen]
+    if missing:
+        raise ValueError(f"the model calls no module at '{missing[0]}', whose input was to be sampled")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -23,6 +23,15 @@ class Observer(NamedTuple):
 
     empty: Callable[[jax.Array], Statistic]
     update: Callable[[Statistic, jax.Array], Statistic]
+
+
+def default_observers(
+    sites: Observer | None, blocks: Observer | None, sampled: Iterable[str]
+) -> tuple[Observer, Observer]:
+    """What is kept of sites and of blocks where the user does not say: ``linen.observe`` and ``quant.observe``."""
+    if sites is None:
+        sites = channel_ranges() if sampled else minmax()
+    return sites, sequences(32) if blocks is None else blocks
 
 
 def minmax() -> Observer:

@@ -21,6 +21,7 @@ from wmq_jax.quant.block_inputs import check_block_inputs, sampled_inputs
 from wmq_jax.quant.equalization import (
     SMALLEST_SCALE,
     channel_statistics,
+    check_following,
     check_order,
     check_topology,
     foldable,
@@ -122,6 +123,8 @@ def omniquant(
     """
     if not isinstance(epochs, int) or epochs < 0 or (epochs and optimizer is None):
         raise ValueError(f"omniquant takes epochs of 0, or more with an optimizer; got {epochs} and {optimizer}")
+    if epochs and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(f"omniquant's optimizer must be one of optax, such as optax.adam(5e-3), not {optimizer!r}")
     if not isinstance(batch, int) or batch < 1:
         raise ValueError(f"omniquant's batch must be 1 or more samples, not {batch}")
     if not 0 <= alpha <= 1:
@@ -141,7 +144,8 @@ def omniquant(
     def check(state: State, topology: Topology | None = None) -> None:
         check_topology(state, topology, "omniquant")
         channel_statistics(state, topology, foldable, "omniquant")
-        check_block_inputs(state, topology, "omniquant")
+        check_block_inputs(state, topology, "omniquant", spec.weight)
+        check_following(state, topology, foldable)
 
     def apply(state: State, topology: Topology | None = None) -> State:
         check_order(state, topology, "omniquant")

@@ -1,8 +1,13 @@
-"""Names of the leaves of a pytree: the keys on the way to a leaf, joined by '/'."""
+"""Names of the leaves of a pytree: the keys on the way to a leaf, joined by '/'.
+
+Boxes that hold an array as their only attribute, 'value' (variables of Flax NNX, partitioned ones of Linen), add no
+name; a field of that name beside others does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import collections
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,35 +19,42 @@ PyTree = Any
 LARGEST = 2.0**126
 
 
-def path_name(path) -> str:
-    """'encoder/blocks_0/attn/qkv/kernel' for a key path of ``jax.tree_util``.
-
-    Boxes that hold an array as their attribute 'value' (variables of Flax NNX, partitioned ones of Linen) add no name.
-    """
-    if path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value":
-        path = path[:-1]
-    return "/".join(str(_key(entry)) for entry in path)
-
-
 def named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
-    """Name -> leaf, in the order of the tree."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
-    return {path_name(path): leaf for path, leaf in leaves}
+    """Name -> leaf, in the order of the tree: 'encoder/blocks_0/attn/qkv/kernel'.
+
+    Raises:
+      ValueError: two leaves have one name.
+    """
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree, is_leaf=is_leaf)
+    names = _names([path for path, _ in flat])
+    return {name: leaf for name, (_, leaf) in zip(names, flat)}
 
 
 def map_named(function: Callable[[str, Any], Any], tree: PyTree) -> PyTree:
-    """``tree`` with every leaf replaced by ``function(name, leaf)``."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(path_name(path), leaf), tree)
+    """``tree`` with every leaf replaced by ``function(name, leaf)``.
+
+    Raises:
+      ValueError: two leaves have one name.
+    """
+    flat, structure = jax.tree_util.tree_flatten_with_path(tree)
+    names = _names([path for path, _ in flat])
+    return structure.unflatten([function(name, leaf) for name, (_, leaf) in zip(names, flat)])
 
 
 def nest(flat: dict[str, Any], base: PyTree = None) -> dict:
-    """Nested dictionaries with ``flat``'s values at its names, over a copy of ``base``, mappings of any kind."""
+    """Nested dictionaries with ``flat``'s values at its names, over a copy of ``base``, mappings of any kind.
+
+    Raises:
+      ValueError: a name lies under another one that has a value.
+    """
     nested = _copy_dicts(base or {})
     for name, value in flat.items():
         *parents, last = name.split("/")
         node = nested
         for key in parents:
             node = node.setdefault(key, {})
+            if not isinstance(node, dict):
+                raise ValueError(f"'{name}' lies under a name that has a value of its own")
         node[last] = value
     return nested
 
@@ -76,6 +88,20 @@ def check_finite(kind: str, named: dict[str, Any]) -> None:
             raise ValueError(f"{kind} '{name}' has {(~finite).sum()} NaN or infinite values of {finite.size}")
         if (np.abs(values) > LARGEST).any():
             raise ValueError(f"{kind} '{name}' has values beyond {LARGEST:.1e}, near which float32 grids overflow")
+
+
+def _names(key_paths: Sequence[tuple]) -> list[str]:
+    """The name of every leaf; all leaves of a tree together tell a box from a field called 'value'."""
+    inside = collections.Counter(path[:-1] for path in key_paths)
+    names = []
+    for path in key_paths:
+        boxed = path and isinstance(path[-1], jax.tree_util.GetAttrKey) and path[-1].name == "value"
+        own = path[:-1] if boxed and inside[path[:-1]] == 1 else path
+        names.append("/".join(str(_key(entry)) for entry in own))
+    if len(set(names)) < len(names):
+        twice = collections.Counter(names).most_common(1)[0][0]
+        raise ValueError(f"two leaves of the tree are called '{twice}': names are keys joined by '/'")
+    return names
 
 
 def _copy_dicts(tree: PyTree) -> PyTree:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -23,6 +23,10 @@ def per_kernel(default: weights.WeightSpec, grid_fn: weights.GridFn, rules: Sequ
       grid_fn: ``(groups, bits) -> Grid``, hashable (see ``weights.GridFn``).
       rules: ordered rules over the names of parameters ('encoder/blocks_0/attn/qkv/kernel');
         their settings are the fields of ``WeightSpec``. Default: every leaf called 'kernel'.
+
+    Raises:
+      ValueError: from ``check``: NaN, infinity, integers, or groups that do not fit; from ``apply``: a kernel that an
+        earlier transform of the chain has rounded. It is named.
     """
 
     def specs(params) -> dict[str, weights.WeightSpec]:
@@ -36,13 +40,14 @@ def per_kernel(default: weights.WeightSpec, grid_fn: weights.GridFn, rules: Sequ
         for name, spec in chosen.items():
             if not jnp.issubdtype(jnp.result_type(leaves[name]), jnp.floating):
                 raise ValueError(f"weight '{name}' is {jnp.result_type(leaves[name])}, not floating point")
-            _check_groups(name, leaves[name], spec)
+            weights.check_groups(name, leaves[name].shape, spec)
         paths.check_finite("weight", {name: leaves[name] for name in chosen})
 
     def apply(state: State, topology: Any = None) -> State:
         del topology
         leaves = paths.named_leaves(state.params)
         chosen = {name: spec for name, spec in specs(state.params).items() if not _known_none(spec)}
+        _check_first(state, chosen)
         kernels = {name: leaves[name] for name in chosen}
         codes = weights.quantize_kernels(kernels, chosen, grid_fn)
         bits = {name: canonical_bits(spec.bits) for name, spec in chosen.items()}
@@ -59,8 +64,11 @@ def _known_none(spec: weights.WeightSpec) -> bool:
     return isinstance(bits, int) and bits == NO_BITS
 
 
-def _check_groups(name: str, leaf, spec: weights.WeightSpec) -> None:
-    try:
-        weights.group_shape(leaf.shape, spec)
-    except ValueError as error:
-        raise ValueError(f"weight '{name}': {error}") from None
+def _check_first(state: State, names: Iterable[str]) -> None:
+    """Rounding what is rounded adds its errors up, and would be compared with rounded weights afterwards."""
+    for name in names:
+        if name in state.codes:
+            raise ValueError(
+                f"weight '{name}' is rounded already by a transform before this one: let the rules of one of the two "
+                "leave it alone (smoothquant, or awq with rounded=False, go before another rounding)"
+            )

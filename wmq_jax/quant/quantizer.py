@@ -97,6 +97,18 @@ def no_quantizer() -> Quantizer:
     return per_token_quantizer(None)
 
 
+def fake_quant_at(site: str, x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding = jnp.round) -> jax.Array:
+    """``fake_quant`` at the input of a site.
+
+    Raises:
+      TypeError: as ``fake_quant``, naming the site.
+    """
+    try:
+        return fake_quant(x, quantizer, rounding)
+    except TypeError as error:
+        raise TypeError(f"site '{site}': {error}") from None
+
+
 @functools.partial(jax.jit, static_argnames="rounding")
 def fake_quant(x: jax.Array, quantizer: Quantizer, rounding: grids.Rounding = jnp.round) -> jax.Array:
     """``x`` quantized and expanded again.

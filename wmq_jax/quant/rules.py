@@ -32,9 +32,11 @@ def match_rules(rules: Sequence[Rule], names: Iterable[str], default: Spec) -> d
       ``names``. Names without a rule are absent. The winners are logged at level INFO.
 
     Raises:
-      TypeError: a rule is malformed, or has a setting that ``default`` does not.
+      TypeError: the rules are one string, or a rule is malformed, or has a setting that ``default`` does not.
       ValueError: a rule wins no name, or is no regular expression. It is named.
     """
+    if isinstance(rules, str):
+        raise TypeError(f"rules are a list of rules, [{rules!r}], not one pattern")
     names = list(names)
     parsed = [_parse(rule, default) for rule in rules]
     winners: dict[str, int] = {}

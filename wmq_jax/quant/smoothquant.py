@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from wmq_jax.quant import calibration, paths
+from wmq_jax.quant import calibration
 from wmq_jax.quant.equalization import (
     channel_statistics,
     check_order,
@@ -42,11 +42,6 @@ def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
     def check(state: State, topology: Topology | None = None) -> None:
         check_topology(state, topology, "smoothquant")
         channel_statistics(state, topology, lambda block: foldable(block, kinds), "smoothquant")
-        chosen = [f"{path}/{site}" for path, block in topology.blocks() for site in block.sites]
-        kernels = {
-            name: leaf for name, leaf in paths.named_leaves(state.params).items() if name.rpartition("/")[0] in chosen
-        }
-        paths.check_finite("weight", kernels)
 
     def apply(state: State, topology: Topology | None = None) -> State:
         check_order(state, topology, "smoothquant")

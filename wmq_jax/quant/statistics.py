@@ -111,6 +111,8 @@ class Sequences(NamedTuple):
 
     def merge(self, other: Sequences) -> Sequences:
         """The sequences with the highest priorities of both streams."""
+        if self.count.ndim:  # scanned layers, as above
+            return jax.vmap(Sequences.merge)(self, other)
         longest = max(self.inputs.shape[1], other.inputs.shape[1])
         ours, theirs = ((lengthened(part.inputs, longest), part.length) for part in (self, other))
         (inputs, length), priority = keep_highest(ours, self.priority, theirs, other.priority)

@@ -56,6 +56,9 @@ class Pair:
     first: int = 0
     part: Part | None = None
 
+    def __post_init__(self):
+        object.__setattr__(self, "consumers", _tuple("a pair's consumers", self.consumers))
+
 
 @dataclasses.dataclass(frozen=True)
 class Block:
@@ -77,6 +80,12 @@ class Block:
     queries_keys: tuple[tuple[str, int], ...] = ()
     input_axes: tuple[tuple[str, int], ...] = ()
 
+    def __post_init__(self):
+        for name in ("sites", "pairs"):
+            object.__setattr__(self, name, _tuple("a block's " + name, getattr(self, name)))
+        for name in ("queries_keys", "input_axes"):
+            object.__setattr__(self, name, tuple(tuple(entry) for entry in getattr(self, name)))
+
     def input_axes_of(self, site: str) -> int:
         """How many leading axes of a site's kernel are inputs; 1 unless stated."""
         return dict(self.input_axes).get(site, 1)
@@ -96,6 +105,14 @@ class Topology:
 
     stacks: tuple[Stack, ...]
 
+    def __post_init__(self):
+        stacks = _tuple("a topology's stacks", self.stacks)
+        if not all(_is_stack(stack) for stack in stacks):
+            raise ValueError(
+                "a topology is a tuple of stacks, a stack is one of (path, Block): (((path, block), ...),)"
+            )
+        object.__setattr__(self, "stacks", tuple(tuple(map(tuple, stack)) for stack in stacks))
+
     def blocks(self) -> list[tuple[str, Block]]:
         """All blocks with their paths."""
         return [entry for stack in self.stacks for entry in stack]
@@ -107,3 +124,16 @@ class Topology:
     def restricted(self, prefix: str) -> Topology:
         """The stacks whose first block lies under ``prefix``."""
         return Topology(tuple(stack for stack in self.stacks if stack and stack[0][0].startswith(f"{prefix}/")))
+
+
+def _tuple(what: str, values: Any) -> tuple:
+    """Lists count as tuples, which compiled functions can take as static arguments; a string is no list of names."""
+    if not isinstance(values, (tuple, list)):
+        raise ValueError(f"{what} are a tuple, not {values!r}")
+    return tuple(values)
+
+
+def _is_stack(stack: Any) -> bool:
+    entries = stack if isinstance(stack, (tuple, list)) else [None]
+    pairs = (isinstance(entry, (tuple, list)) and len(entry) == 2 for entry in entries)
+    return all(pairs) and all(isinstance(path, str) and isinstance(block, Block) for path, block in entries)

@@ -74,8 +74,10 @@ def chain(*transforms: Transform) -> Transform:
 
 
 def block_params(state: State, path: str) -> dict[str, Any]:
-    """The parameters of a block as plain nested dictionaries, whatever mappings (a FrozenDict) hold them."""
-    return paths.nest({}, paths.subtree(state.params, path))
+    """The parameters of a block as plain nested dictionaries, whatever (a FrozenDict, lists, boxes) holds them."""
+    prefix = f"{path}/"
+    named = paths.named_leaves(state.params).items()
+    return paths.nest({name.removeprefix(prefix): leaf for name, leaf in named if name.startswith(prefix)})
 
 
 def replace_block(

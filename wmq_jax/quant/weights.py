@@ -61,6 +61,11 @@ class WeightSpec:
             raise ValueError(f"group_size must be a positive integer or None, not {size!r}")
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, not {self.layout!r}")
+        axes = self.output_axes
+        if axes is not None:
+            if not isinstance(axes, (tuple, list)) or not all(isinstance(axis, int) for axis in axes):
+                raise ValueError(f"output_axes must be a tuple of integers or None, not {axes!r}")
+            object.__setattr__(self, "output_axes", tuple(axes))
 
 
 @functools.partial(
@@ -119,6 +124,20 @@ def group_shape(shape: tuple[int, ...], spec: WeightSpec) -> tuple[int, int, int
             f"{shape}; {size} does not (layout='padded' takes any)"
         )
     return rows * width // size, 1, size
+
+
+def check_groups(name: str, shape: tuple[int, ...], spec: WeightSpec) -> None:
+    """Checks that a kernel of this shape can be cut into groups.
+
+    Raises:
+      ValueError: it cannot, or has no values; naming the kernel.
+    """
+    if 0 in shape:
+        raise ValueError(f"weight '{name}' has no values: its shape is {tuple(shape)}")
+    try:
+        group_shape(shape, spec)
+    except ValueError as error:
+        raise ValueError(f"weight '{name}': {error}") from None
 
 
 def to_groups(kernel: jax.Array, spec: WeightSpec) -> jax.Array:
@@ -376,5 +395,7 @@ def _split_axes(ndim: int, spec: WeightSpec) -> tuple[list[int], list[int]]:
     axes = _output_axes(ndim, spec)
     outputs = [axis % ndim for axis in axes if -ndim <= axis < ndim]
     if len(set(outputs)) != len(axes) or not 0 < len(outputs) < ndim:
-        raise ValueError(f"output_axes {axes} do not leave an input axis in a kernel of {ndim} axes")
+        raise ValueError(
+            f"output_axes {axes} are not different axes that leave an input axis in a kernel of {ndim} axes"
+        )
     return outputs, [axis for axis in range(ndim) if axis not in outputs]
