@@ -41,8 +41,10 @@ def main(config: dict[str, Any]) -> None:
 
                 process, processes = jax.process_index(), jax.process_count()
             sweep = sweeps.prepare(sweeps.check_settings(config), config, process, processes)
-            folder = sweeps.open_folder(sweep, _WORKDIR.value)
-            stack.enter_context(folder.locked())
+            workdir = _WORKDIR.value or f"results/{sweep.settings.name}"
+            # First, so that the folder's config is that of the run which has it.
+            stack.enter_context(sweeps.ResultsFolder(workdir, process).locked())
+            folder = sweeps.open_folder(sweep, workdir)
         print(f"{sweeps.describe(sweep)}\n{sweeps.standing(sweep, folder)}", flush=True)
         if not sweeps.run_sweep(sweep, folder):
             print(f"this process's share is done; other processes are still at work in {folder.path}")

@@ -35,8 +35,9 @@ def main(config: dict[str, Any]) -> None:
             config, given = training.take_given(config, cli.overridden())
             settings = training.check_settings(config)
             folder = _WORKDIR.value or f"results/{settings.name}-seed{settings.seed}"
+            # Locked first, so that the folder's config is that of the run which has it.
+            stack.enter_context(io.locked(io.make_workdir(folder)))
             folder = training.open_workdir(folder, config, {"versions": versions(), "git_revision": git_revision()})
-            stack.enter_context(io.locked(folder))
             training.check_folder(folder)
         print(training.describe_training(settings, config, folder), flush=True)
         training.train(settings, folder, given=given)

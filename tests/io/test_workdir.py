@@ -1,8 +1,15 @@
 """A folder of results takes one configuration and names the first difference to another."""
 
+import errno
+import json
+import multiprocessing
+import os
+
 import pytest
 
 from wmq_jax.io import adopt_config, new_folder
+
+ROUNDS = 20
 
 
 def test_config_must_match(tmp_path):
@@ -20,6 +27,49 @@ def test_config_must_match(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is damaged; remove the folder or choose another --workdir"):
         adopt_config(tmp_path, config, ("config",))
+
+
+def start_often(folder, mine, barrier, answers):
+    """A process that starts in one new folder after the other, each time at once with another process."""
+    adopted = []
+    for turn in range(ROUNDS):
+        place = folder / str(turn)
+        place.mkdir(exist_ok=True)
+        barrier.wait(60)
+        try:
+            adopt_config(place, {"config": {"samples": mine}}, ("config",))
+            adopted.append(turn)
+        except ValueError as error:
+            assert "config.samples is" in str(error)
+    answers.put((mine, adopted))
+
+
+def test_of_two_starts_at_once_one_has_the_folder(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, answers = context.Barrier(2), context.Queue()
+    processes = [context.Process(target=start_often, args=(tmp_path, n, barrier, answers)) for n in (1, 2)]
+    for process in processes:
+        process.start()
+    adopted = dict(answers.get(timeout=60) for _ in processes)
+    for process in processes:
+        process.join(60)
+    assert sorted(adopted[1] + adopted[2]) == list(range(ROUNDS)), "in every folder one was refused"
+    for mine, turns in adopted.items():
+        for turn in turns:
+            assert json.loads((tmp_path / str(turn) / "config.json").read_text()) == {"config": {"samples": mine}}
+            assert os.listdir(tmp_path / str(turn)) == ["config.json"]
+
+
+def test_a_file_system_without_links(tmp_path, monkeypatch):
+    def link(*_):
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    for _ in range(2):
+        adopt_config(tmp_path, {"config": 1}, ("config",))
+    with pytest.raises(ValueError, match="config is 1 there and 2 now"):
+        adopt_config(tmp_path, {"config": 2}, ("config",))
+    assert os.listdir(tmp_path) == ["config.json"]
 
 
 def test_a_new_folder_is_there_when_all_of_it_is(tmp_path):

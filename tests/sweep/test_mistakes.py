@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import bench, quantize, train_wall, wall
 from experiments import fields
 from tests.programs import ROOT, program_here
-from wmq_jax import quant
+from wmq_jax import io, quant
 from wmq_jax import sweep as sweeps
 from wmq_jax.checkpoints import native, packed
 from wmq_jax.io.orbax import save_tree
@@ -45,6 +45,8 @@ MISTAKES = [
     ("sweep", ["--config.planner.steps=many"], "--config.planner.steps must be a whole number, not 'many'"),
     ("sweep", ["--config.planner.steps", "many"], "--config.planner.steps must be a whole number, not 'many'"),
     ("sweep", ["--config.planner.alpha=much"], "--config.planner.alpha must be a number, not 'much'"),
+    ("sweep", ["--config.planner.alpha=1e39"], "objective alpha must be 0..1000000, not 1e+39"),
+    ("sweep", ["--config.planner.base=1e39"], "objective base must be more than 0 and at most 1000, not 1e+39"),
     ("sweep", ["--config.references=maybe"], "--config.references must be true or false, not 'maybe'"),
     ("sweep", ["--distributed=maybe"], "--distributed must be true or false, not 'maybe'"),
     ("sweep", ["--process=first"], "--process must be a whole number, not 'first'"),
@@ -190,6 +192,17 @@ def test_results_of_another_config(checkpoint, tmp_path, sweep_of):
         "choose another --workdir",
     )
     assert (tmp_path / "w" / "config.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("name, lock", [("sweep", "journal/.lock-0"), ("train", ".lock")])
+def test_a_folder_in_use_keeps_its_config(tmp_path, monkeypatch, name, lock):
+    """A run that comes too late may not say what the results of the other one mean."""
+    monkeypatch.chdir(ROOT)
+    folder = tmp_path / "w"
+    (folder / lock).parent.mkdir(parents=True)
+    with io.locked(folder, lock):
+        check(program_here(name, f"--workdir={folder}"), f"workdir {folder} is in use by another run")
+    assert not (folder / "config.json").exists()
 
 
 @pytest.mark.parametrize(

@@ -6,11 +6,12 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wmq_jax.io.atomic import write_json
+from wmq_jax.io.atomic import _sync_folder, write_json
 from wmq_jax.io.wording import quoted
 
 CONFIG = "config.json"
@@ -103,6 +104,8 @@ def make_workdir(path: str | os.PathLike, inside: str = "") -> Path:
 def adopt_config(workdir: Path, config: Mapping[str, Any], must_match: Sequence[str]) -> None:
     """Writes `config.json` into a folder, or checks that the one there agrees.
 
+    Of runs that start at once in a new folder, one writes and the others compare.
+
     Args:
       workdir: an existing folder.
       config: the resolved configuration with its provenance.
@@ -113,8 +116,7 @@ def adopt_config(workdir: Path, config: Mapping[str, Any], must_match: Sequence[
         config.json is damaged.
     """
     path = workdir / CONFIG
-    if not path.exists():
-        write_json(path, dict(config))
+    if not path.exists() and _created(path, dict(config)):
         return
     try:
         old = json.loads(path.read_text("utf-8"))
@@ -127,6 +129,37 @@ def adopt_config(workdir: Path, config: Mapping[str, Any], must_match: Sequence[
                 f"workdir {workdir} holds results of another config: {name} is {quoted(before)} there and "
                 f"{quoted(now)} now; choose another --workdir"
             )
+
+
+def _created(path: Path, value: Any) -> bool:
+    """Writes a JSON file that is not there yet, whole and durably; False if another process was faster."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(descriptor)
+    try:
+        write_json(temporary, value)
+        try:
+            os.link(temporary, path)  # unlike a renaming, never over an existing file
+        except FileExistsError:
+            return False
+        except OSError:  # a file system without links
+            return _copied(Path(temporary), path)
+    finally:
+        os.unlink(temporary)
+    _sync_folder(path.parent)
+    return True
+
+
+def _copied(source: Path, path: Path) -> bool:
+    """Copies into a file that is not there yet; a kill in between leaves a part of it, which the next start names."""
+    try:
+        with open(path, "xb") as file:
+            file.write(source.read_bytes())
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    _sync_folder(path.parent)
+    return True
 
 
 @contextlib.contextmanager

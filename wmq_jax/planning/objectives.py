@@ -11,6 +11,7 @@ import chex
 import jax.numpy as jnp
 
 from wmq_jax.models import Latent
+from wmq_jax.planning.limits import check_positive, check_range
 
 Mode = Literal["last", "all"]
 MODES = ("last", "all")
@@ -50,8 +51,9 @@ def _frame(alpha: float):
 def _all(alpha: float, base: float):
     def cost(predicted: Latent, goal: Latent, horizon: chex.Numeric) -> chex.Array:
         frames = jnp.arange(predicted.visual.shape[1])
-        # Normalised by the last weight so that long horizons do not overflow; the ratio is what counts.
-        weights = jnp.where(frames <= horizon, jnp.float32(base) ** (frames - horizon).astype(jnp.float32), 0.0)
+        # Normalised by the largest weight so that long horizons do not overflow; the ratio is what counts.
+        exponents = (frames - (horizon if base >= 1 else 0)).astype(jnp.float32)
+        weights = jnp.where(frames <= horizon, jnp.float32(base) ** exponents, 0.0)
         weights = weights / (jnp.sum(weights) * (horizon + 1))
         visual = _mean_square(predicted.visual, goal.visual, 2) @ weights
         return visual + alpha * (_mean_square(predicted.proprio, goal.proprio, 2) @ weights)
@@ -74,10 +76,9 @@ def make_objective(mode: Mode = "last", alpha: float = 1.0, base: float = 2.0) -
     """
     if mode not in MODES:
         raise ValueError(f"objective mode {mode!r} is not one of {', '.join(MODES)}")
-    if not alpha >= 0:
-        raise ValueError(f"objective alpha must be 0 or more, not {alpha}")
-    if not base > 0:
-        raise ValueError(f"objective base must be positive, not {base}")
+    # Costs of larger ones overflow in float32.
+    check_range("objective alpha", alpha, 0, 1_000_000)
+    check_positive("objective base", base, 1000)
     frame_cost = _frame(alpha)
     last = lambda predicted, goal, horizon: frame_cost(predicted, goal)
     return Objective(cost=last if mode == "last" else _all(alpha, base), frame_cost=frame_cost, keep=mode, alpha=alpha)
