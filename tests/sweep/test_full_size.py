@@ -16,6 +16,7 @@ from wmq_jax.sweep.memory import Weights, choose_tile
 pytestmark = [pytest.mark.slow, pytest.mark.quick]
 
 HISTORY = 3
+HORIZON = HISTORY + 1  # the window grows to three frames, and then slides
 
 
 def test_full_size_plans_quantized():
@@ -31,7 +32,7 @@ def test_full_size_plans_quantized():
         model=world_model(config, quantized.quantized_apply(WorldModel(config)), normalizer),
         env=make_env("wall", image_size=config.image_size),
         objective=make_objective(),
-        config=MPCConfig(CEMConfig(samples=2, elites=2, steps=1), horizon=HISTORY, iterations=1),
+        config=MPCConfig(CEMConfig(samples=2, elites=2, steps=1), horizon=HORIZON, iterations=1),
         normalizer=normalizer,
         frameskip=config.frameskip,
     )
@@ -40,10 +41,10 @@ def test_full_size_plans_quantized():
     assert tile == 1 and weights.variants * weights.bytes_each < peak < 2**31
     mesh = cell_mesh(1)
     engine = compile_engine(problem, table, make_manifest(problem.env, "development", 1, 99), mesh, tile, 1)
-    cells = [Cell(variant, 0, HISTORY, 0) for variant in range(len(specs))]
+    cells = [Cell(variant, 0, HORIZON, 0) for variant in range(len(specs))]
     records = {done.cell: done.records[0] for call in run_cells(engine, cells) for done in call.finished}
     full, low = (records[cell] for cell in cells)
     assert full.finite and low.finite
     assert low.predicted_cost == pytest.approx(full.predicted_cost, rel=0.5)
     assert low.predicted_cost != pytest.approx(full.predicted_cost, rel=1e-3), "four bits must change something"
-    assert np.isfinite(full.predicted_cost) and full.actions.shape == (HISTORY, config.action_dim)
+    assert np.isfinite(full.predicted_cost) and full.actions.shape == (HORIZON, config.action_dim)
