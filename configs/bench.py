@@ -46,6 +46,8 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
         config.repeats = 5
         return config
     config.kind = "planning"
+    config.size = "bundled"  # model: 'bundled', or 'official' or 'tiny' with random weights
+    config.loop_variants = 12  # that a Python loop goes through
     config.repeats = 3  # of every timing; medians are reported
     config.rollout = dict(samples=64, horizon=5)
     config.planner = dict(samples=64, elites=8, steps=8)
@@ -59,6 +61,7 @@ def get_config(mode: str = "small") -> ml_collections.ConfigDict:
     config.precisions = ("float32",)
     config.matmul = 2048  # side of the matrices that measure the peak
     if mode == "official":
+        config.size, config.loop_variants = "official", 2
         config.rollout.samples = 300
         config.planner = dict(samples=300, elites=30, steps=10)
         config.cells, config.repeats = 4, 2

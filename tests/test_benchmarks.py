@@ -3,9 +3,11 @@
 import sys
 
 import jax
+import numpy as np
 import pytest
 
-from experiments.benchmarks import against_qwix, methods, reader
+from configs import bench
+from experiments.benchmarks import against_qwix, methods, planning, reader
 from experiments.benchmarks.common import in_a_process, peak_bytes
 from tests.models.tiny import random_model
 from wmq_jax.models import PredictorConfig, ViTConfig, WorldModelConfig
@@ -45,6 +47,29 @@ def test_the_reader_is_measured_on_all_that_a_checkpoint_has():
     found = measure()
     assert found["tensors"] > 50 and found["seconds"] < 60
     assert found["peak memory, MB"] >= found["memory before, MB"] > found["file MB"]
+
+
+@pytest.mark.parametrize("mode, size", [("small", "bundled"), ("gpu", "bundled"), ("official", "official")])
+def test_what_planning_is_measured_on_is_a_field(mode, size):
+    assert bench.get_config(mode).size == size
+    with pytest.raises(ValueError, match="--config.size must be one of bundled, official, tiny, not 'huge'"):
+        planning.sections(bench.get_config(mode).to_dict() | {"size": "huge"})
+
+
+@pytest.mark.slow
+def test_every_section_of_planning_gives_figures():
+    """Also where devices do not divide the episodes: a quarter of five is one, and there are two devices.
+
+    The wider model is left out: its section is the growth of the first one.
+    """
+    small = dict(size="tiny", repeats=1, loop_variants=2, variants=(1,), cells=5, tiles=(1,), wide=0)
+    small |= dict(rollout=dict(samples=4, horizon=2), planner=dict(samples=4, elites=2, steps=1), matmul=64)
+    assert jax.local_device_count() == 2
+    parts = planning.sections(bench.get_config("small").to_dict() | small)
+    assert len(parts) == 7
+    for title, measure in parts.items():
+        figures = measure()
+        assert figures and all(np.isfinite(value) and value >= 0 for value in figures.values()), (title, figures)
 
 
 def test_a_fresh_process_has_not_the_memory_of_this_one():

@@ -6,6 +6,8 @@ from typing import Any
 
 from experiments.benchmarks.common import medians, random_params
 
+SIZES = ("bundled", "official", "tiny")
+
 
 class Setup:
     """A model and what is needed to plan with it; random weights where none are given."""
@@ -50,10 +52,16 @@ class Setup:
         apply = q.quantized_apply(self.module)
         table = q.build_variants(self.model, self.params, specs)
         problem = self.problem(apply)
-        manifest = make_manifest(problem.env, "development", self.config["cells"], 99)
+        mesh = cell_mesh()
+        manifest = make_manifest(problem.env, "development", spread_evenly(self.config["cells"], mesh.size), 99)
         began = time.perf_counter()
-        engine = compile_engine(problem, table, manifest, cell_mesh(), tile or self.config["tile"] or 1)
+        engine = compile_engine(problem, table, manifest, mesh, tile or self.config["tile"] or 1)
         return engine, time.perf_counter() - began
+
+
+def spread_evenly(count: int, devices: int) -> int:
+    """The next number of episodes that devices share evenly; at least one each."""
+    return max(1, -(-count // devices)) * devices
 
 
 def plan_cells(engine, cells) -> dict[Any, Any]:
@@ -115,7 +123,7 @@ def rollout_savings(setup: Setup) -> dict[str, float]:
 def against_a_loop(setup: Setup, variants: int) -> dict[str, float]:
     """A Python loop over variants around one jitted planner without quantizers, against the compiled sweep.
 
-    The loop's episodes are spread over all devices.
+    The loop's episodes are spread over all devices, a quarter of the config's cells or what devices share evenly.
     """
     import jax
     from jax.sharding import NamedSharding, PartitionSpec
@@ -125,7 +133,8 @@ def against_a_loop(setup: Setup, variants: int) -> dict[str, float]:
 
     engine, compile_seconds = setup.engine(variants)
     problem = setup.problem(setup.module.apply)
-    cells = list(all_cells(variants, [0], [problem.config.horizon], setup.config["cells"] // 4))
+    count = spread_evenly(setup.config["cells"] // 4, engine.spread.mesh.size)
+    cells = list(all_cells(variants, [0], [problem.config.horizon], count))
 
     @jax.jit
     def plan_episodes(params, init, goal, seed):
@@ -136,7 +145,6 @@ def against_a_loop(setup: Setup, variants: int) -> dict[str, float]:
 
         return jax.vmap(one)(init, goal, seed)
 
-    count = setup.config["cells"] // 4
     spread = NamedSharding(engine.spread.mesh, PartitionSpec(*engine.spread.mesh.axis_names))
     episodes = [jax.device_put(jax.device_get(x[:count]), spread) for x in engine.episodes]
     rows = [jax.tree.map(lambda x: x[v], engine.table["params"]) for v in range(variants)]
@@ -290,25 +298,38 @@ def widened(model, factor: int):
     )
 
 
-def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, float]]]:
-    """What is measured, by title."""
+def main_setup(config: Mapping[str, Any]) -> Setup:
+    """The bundled model, or one of random weights and history 3.
+
+    Raises:
+      ValueError: there is no such size.
+    """
+    from experiments.benchmarks.methods import model_config
     from wmq_jax.checkpoints.native import bundled_model_path, load_model
-    from wmq_jax.models import official_config
+
+    if config["size"] not in SIZES:
+        raise ValueError(f"--config.size must be one of {', '.join(SIZES)}, not {config['size']!r}")
+    if config["size"] != "bundled":
+        return Setup(config, model_config(config["size"]).replace(num_hist=3))
+    checkpoint = load_model(bundled_model_path())
+    weights = {name: part for name, part in checkpoint.params.items() if name != "decoder"}
+    return Setup(config, checkpoint.config, weights, checkpoint.normalizer)
+
+
+def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, float]]]:
+    """What is measured, by title.
+
+    Raises:
+      ValueError: there is no such size.
+    """
     from wmq_jax.sweep.devices import configure
 
     configure()
-    official = config["name"].endswith("official")
-    if official:
-        model = official_config("wall").replace(num_hist=3)
-        main = Setup(config, model)
-    else:
-        checkpoint = load_model(bundled_model_path())
-        model = checkpoint.config
-        weights = {name: part for name, part in checkpoint.params.items() if name != "decoder"}
-        main = Setup(config, model, weights, checkpoint.normalizer)
+    main = main_setup(config)
+    model = main.model
     parts = {
         f"rollout, history {model.num_hist}": lambda: rollout_savings(main),
-        "Python loop over variants": lambda: against_a_loop(main, 2 if official else 12),
+        "Python loop over variants": lambda: against_a_loop(main, config["loop_variants"]),
         "cost per cell as variants grow": lambda: growth(main),
         "idle tiles": lambda: idle_cost(main),
         "numerical-noise floor": lambda: noise_floor(main),
@@ -316,7 +337,7 @@ def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, floa
     }
     for precision in config["precisions"]:
         parts[f"utilisation, {precision}"] = lambda precision=precision: utilisation(main, precision)
-    if not official:
+    if model.num_hist != 3:
         parts["rollout, history 3"] = lambda: rollout_savings(Setup(config, model.replace(num_hist=3)))
     if config["wide"]:
         wide = Setup(
