@@ -105,10 +105,12 @@ def build_variants(
     """
     check_variants(config, params, specs, statistics)
     _check_statistics_given(specs, statistics)
-    # The integers of one variant are enough in memory at a time.
-    finished = functools.cache(
-        lambda module, spec: _quantized_module(config, params, statistics, settings, module, spec)._replace(codes={})
-    )
+
+    # On the host, so that a device holds one module at a time beside the table; the integers are nobody's here.
+    @functools.cache
+    def finished(module: str, spec: ModuleSpec) -> quant.State:
+        state = _quantized_module(config, params, statistics, settings, module, spec)
+        return jax.device_get(state._replace(codes={}))
 
     def row(spec: VariantSpec) -> dict[str, PyTree]:
         state = _assembled(config, params, spec, finished)
