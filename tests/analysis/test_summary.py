@@ -1,9 +1,12 @@
 """Verdicts and comparisons: pairs, families, seeds, and what the words claim."""
 
+import dataclasses
+
 import pytest
 
 from wmq_jax.analysis import load_results, stats
 from wmq_jax.analysis.summary import baseline_caveat, compare, headline, main_comparison, verdict_sentences
+from wmq_jax.analysis.table import footnotes
 
 WON, LOST = (False, True), (False, False)
 
@@ -140,3 +143,16 @@ def test_the_longest_horizon_is_the_main_one(tmp_path, synthetic):
     results = load_results(synthetic.write_folder(tmp_path / "r", rows))
     assert results.horizons == (3, 5) and main_comparison(results).horizon == 5
     assert compare(results, 3).lines[0].cells == 2
+
+
+def test_the_true_simulator_is_no_ceiling_of_gradient_descent(tmp_path, synthetic):
+    """Folders of earlier versions have its rows."""
+    outcomes = [("true simulator", [False] * 4), ("random actions", [False] * 4)]
+    cem = _load(tmp_path / "cem", synthetic, {"FP32": [True] * 4}, references=outcomes)
+    found = compare(cem, 5)
+    assert [line.name for line in found.references] == ["true simulator", "random actions"]
+    assert found.reference_note == "" and not any("gradient" in note for note in footnotes(found))
+    planner = {**cem.protocol.get("planner", {}), "optimizer": "gd"}
+    found = compare(dataclasses.replace(cem, protocol={**cem.protocol, "planner": planner}), 5)
+    assert [line.name for line in found.references] == ["random actions"]
+    assert any(note.startswith("No reference of the true simulator: ") for note in footnotes(found))

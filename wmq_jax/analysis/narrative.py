@@ -230,10 +230,16 @@ def _protocol(results: Results, main: Comparison | None) -> Iterator[str]:
                 f"and two-sided ({'McNemar' if main.seeds == 1 else 'sign flips over episodes'}), after the last MPC "
                 "iteration only; adjusted over all quantized variants by Holm. Correlations: Spearman, ties by "
                 "midranks.",
-                "Reference rows: the true simulator replaces the model in the same planner; random actions are drawn "
-                "in place of plans. They are compared with full precision but are not part of the tested family.",
+                f"Reference rows: {_reference_words(main)}. They are compared with full precision but are not part of "
+                "the tested family.",
             )
         )
+
+
+def _reference_words(main: Comparison) -> str:
+    random = "random actions are drawn in place of plans"
+    note = main.reference_note
+    return f"{random}; {note}" if note else f"the true simulator replaces the model in the same planner; {random}"
 
 
 def _provenance(results: Results) -> Iterator[str]:

@@ -24,6 +24,8 @@ from wmq_jax.analysis.results import RANDOM_ACTIONS, TRUE_SIMULATOR, Results, Ro
 from wmq_jax.analysis.stats import PairedTable, newcombe_paired_interval
 from wmq_jax.io.wording import counted
 
+# Under gradient descent, folders of earlier versions have rows of the true simulator that are no ceiling.
+NO_SIMULATOR = "no reference of the true simulator: its pictures have no gradient for gradient descent"
 SURVIVAL_MARGIN = 0.10  # the largest loss of success rate that still counts as surviving
 
 Verdict = Literal["baseline", "survives", "undecided", "falls"]
@@ -65,7 +67,8 @@ class Comparison:
       episodes: number of episodes.
       full_precision: name of the variant that the others are compared with; None if the sweep has none.
       lines: one a variant, in the sweep's order.
-      references: true simulator and random actions, where they were computed.
+      references: true simulator and random actions, where they were computed and mean something.
+      reference_note: why one of them is not there; '' where none is left out.
     """
 
     horizon: int
@@ -75,6 +78,7 @@ class Comparison:
     full_precision: str | None
     lines: tuple[Line, ...]
     references: tuple[Line, ...]
+    reference_note: str
 
     @property
     def length(self) -> str:
@@ -102,17 +106,17 @@ def compare(results: Results, horizon: int) -> Comparison:
     """
     rows = [row for row in results.rows if row.horizon == horizon]
     reference_rows = [row for row in results.references if row.horizon == horizon]
+    descends = results.protocol.get("planner", {}).get("optimizer") == "gd"
+    reference_names = (RANDOM_ACTIONS,) if descends else (TRUE_SIMULATOR, RANDOM_ACTIONS)
     seeds = len({row.seed for row in rows})
     base = results.full_precision
     base_rows = [row for row in rows if base is not None and row.variant == base.name]
     groups = {v.name: [row for row in rows if row.variant == v.name] for v in results.variants}
-    groups |= {
-        name: [row for row in reference_rows if row.variant == name] for name in (TRUE_SIMULATOR, RANDOM_ACTIONS)
-    }
+    groups |= {name: [row for row in reference_rows if row.variant == name] for name in reference_names}
     compared = [pairs_of(members, base_rows) for name, members in groups.items() if base is None or name != base.name]
     clustering = find_clustering(list(groups.values()), compared)
     lines = [_line(v.name, v, groups[v.name], [] if v is base else base_rows, clustering) for v in results.variants]
-    references = [_line(name, None, groups[name], base_rows, clustering) for name in (TRUE_SIMULATOR, RANDOM_ACTIONS)]
+    references = [_line(name, None, groups[name], base_rows, clustering) for name in reference_names]
     return Comparison(
         horizon=horizon,
         iterations=max((len(row.success) for row in rows), default=0),
@@ -121,6 +125,7 @@ def compare(results: Results, horizon: int) -> Comparison:
         full_precision=base.name if base is not None else None,
         lines=_judged(lines, base),
         references=tuple(line for line in references if line.cells),
+        reference_note=NO_SIMULATOR if descends and reference_rows else "",
     )
 
 

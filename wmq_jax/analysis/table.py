@@ -193,6 +193,8 @@ def _sample_notes(comparison: Comparison) -> tuple[str, ...]:
         f"{comparison.length} with its 95% Newcombe interval; p: {test}, Holm-adjusted over the "
         "variants.",
     ]
+    if comparison.reference_note:
+        notes.append(f"{comparison.reference_note[0].upper()}{comparison.reference_note[1:]}.")
     counts = [line.cells for line in comparison.lines]
     if len(set(counts)) > 1:
         notes.append(

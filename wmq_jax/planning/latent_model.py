@@ -59,7 +59,10 @@ def simulator_model(
     frameskip: int,
     encode: Callable[[Variables, Observation], Latent] | None = None,
 ) -> LatentModel:
-    """The true simulator in place of a model: the ceiling of what better predictions could buy.
+    """The true simulator in place of a model: the ceiling of what better predictions could buy a planner that samples.
+
+    It is none for gradient descent: pictures are rounded to whole numbers, so that costs of encoded ones have a
+    gradient of zero in the actions but for proprioception.
 
     Args:
       env: an environment on device whose proprioception is its state (Wall).

@@ -23,6 +23,7 @@ from wmq_jax.sweep.calibration import drawn_episodes
 from wmq_jax.sweep.cells import Cell, all_cells
 from wmq_jax.sweep.devices import cell_mesh, use_compilation_cache
 from wmq_jax.sweep.memory import Weights, choose_tile, num_samples
+from wmq_jax.sweep.references import NO_SIMULATOR, SIMULATOR, reference_names
 from wmq_jax.sweep.settings import SweepSettings
 from wmq_jax.sweep.store import ResultsFolder
 
@@ -324,6 +325,8 @@ def describe(sweep: Sweep) -> str:
         f"device     {device['count']} x {device['kind']}, tile {sweep.tile}, "
         f"about {sweep.peak_bytes / 2**20:.0f} MiB a device",
     ]
+    if settings.references and SIMULATOR not in reference_names(settings.mpc.planner):
+        lines.append(f"note       {NO_SIMULATOR}")
     return "\n".join([*lines, *_other_layout(sweep), *_layout_of_no_trajectory(sweep)])
 
 

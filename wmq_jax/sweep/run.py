@@ -141,20 +141,20 @@ def finish_table(folder: ResultsFolder, table: Table) -> bool:
 
 
 def _references(sweep: Sweep, folder: ResultsFolder) -> None:
-    """The true simulator and random actions on the same episodes."""
-    settings, names = sweep.settings, [references.SIMULATOR, references.RANDOM]
-    cells = list(all_cells(2, settings.seeds[:1], settings.horizons, settings.episodes))
+    """The true simulator, where the planner can use it, and random actions on the same episodes."""
+    settings, names = sweep.settings, references.reference_names(sweep.settings.mpc.planner)
+    cells = list(all_cells(len(names), settings.seeds[:1], settings.horizons, settings.episodes))
     plain = quantized.build_variants(
         sweep.checkpoint.config, planning_params(sweep.checkpoint.params), settings.variants[:1]
     )
-    makers = [
-        lambda: references.simulator_problem(sweep.problem, plain),
-        lambda: references.random_problem(sweep.problem),
-    ]
-    for variant, maker in enumerate(makers):
+    makers = {
+        references.SIMULATOR: lambda: references.simulator_problem(sweep.problem, plain),
+        references.RANDOM: lambda: references.random_problem(sweep.problem),
+    }
+    for variant, name in enumerate(names):
 
         def compiled():
-            problem, weights = maker()
+            problem, weights = makers[name]()
             return compile_planner(sweep, problem, weights, sweep.tile)
 
         part = Table("reference", names, [cell for cell in cells if cell.variant == variant])
