@@ -34,7 +34,7 @@ def write_bytes(path: str | os.PathLike, data: bytes) -> None:
     except BaseException:
         os.unlink(temporary)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:
@@ -79,7 +79,7 @@ def append_line(path: str | os.PathLike, line: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     if created:
-        _sync_folder(Path(path).parent)
+        sync_folder(Path(path).parent)
 
 
 def _umask() -> int:
@@ -89,7 +89,7 @@ def _umask() -> int:
     return mask
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Flushes a folder's entries, without which a rename may be lost by a power failure."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

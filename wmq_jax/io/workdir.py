@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from wmq_jax.io.atomic import _sync_folder, write_json
+from wmq_jax.io.atomic import sync_folder, write_json
 from wmq_jax.io.wording import quoted
 
 CONFIG = "config.json"
@@ -145,7 +145,7 @@ def _created(path: Path, value: Any) -> bool:
             return _copied(Path(temporary), path)
     finally:
         os.unlink(temporary)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return True
 
 
@@ -158,7 +158,7 @@ def _copied(source: Path, path: Path) -> bool:
             os.fsync(file.fileno())
     except FileExistsError:
         return False
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
     return True
 
 
