@@ -144,3 +144,16 @@ def test_objectives_on_a_hand_made_case():
     )
     last = Latent(frames.visual[:, -1], frames.proprio[:, -1])
     np.testing.assert_allclose(make_objective("last", 0.5).cost(last, goal, 2), [9.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("base", [1e-3, 0.5, 1.0, 1000.0])
+def test_weights_of_long_horizons_do_not_overflow(base):
+    from wmq_jax.models import Latent
+
+    horizon = 20
+    values = jnp.arange(1.0, horizon + 2)
+    frames = Latent(values[None, :, None, None] * jnp.ones((1, horizon + 1, 1, 2)), jnp.zeros((1, horizon + 1, 3)))
+    goal = Latent(jnp.zeros((1, 2)), jnp.zeros(3))
+    weights = np.float64(base) ** np.arange(horizon + 1)
+    expected = (np.arange(1.0, horizon + 2) ** 2 @ weights) / weights.sum() / (horizon + 1)
+    np.testing.assert_allclose(make_objective("all", 0.5, base).cost(frames, goal, horizon), [expected], rtol=1e-5)
