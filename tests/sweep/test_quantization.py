@@ -3,10 +3,12 @@
 import copy
 import dataclasses
 import json
+import math
 import shutil
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from configs import quantize
@@ -106,7 +108,7 @@ def test_a_loaded_checkpoint_runs_with_its_quantizers(done, table):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_bits_on_disk(done, variant):
-    """What is stored is what is counted, and that is the sweep's size; Orbax adds a description of every array."""
+    """What is stored is what is counted, and that is the sweep's size."""
     job, folder, summary = done(variant)
     params = job.sweep.checkpoint.params
     counted = quantized.size_bytes(job.sweep.checkpoint.config, planning_params(params), job.spec)
@@ -118,9 +120,10 @@ def test_bits_on_disk(done, variant):
         rows, groups, _ = quant.group_shape(kernels[name].shape, quant.WeightSpec(None, entry["group_size"]))
         assert kernel["bits"] == entry["bits"]
         assert entry["bytes"] == -(-kernels[name].size * entry["bits"] // 8) + 4 * rows * groups
-    on_disk = sum(file.stat().st_size for file in (folder / "model" / "params").rglob("*") if file.is_file())
-    arrays = len(kernels) + 2 * len(description["packed"])
-    assert on_disk < summary["bytes"]["total"]["bytes"] + 600 * arrays
+    # Files take more: Orbax describes every array, once again each time that it flushes, as the machine's load has it.
+    stored = ocp.StandardCheckpointer().metadata(folder / "model" / "params").item_metadata
+    arrays = jax.tree.leaves(stored, is_leaf=lambda node: hasattr(node, "shape"))
+    assert sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in arrays) == summary["bytes"]["total"]["bytes"]
     assert summary["bytes"]["total"]["float_bytes"] == sum(leaf.nbytes for leaf in jax.tree.leaves(params))
 
 
