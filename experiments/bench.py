@@ -28,15 +28,14 @@ def environment(config: Mapping[str, Any]) -> dict[str, Any]:
     """What the figures of this run belong to."""
     import jax
 
-    from wmq_jax.sweep import provenance
-    from wmq_jax.sweep.devices import available_cores
+    from wmq_jax.runtime import provenance
+    from wmq_jax.runtime.devices import available_cores
 
     return {
-        "device": provenance.device(jax.local_device_count()),
+        **provenance.machine(jax.local_device_count()),
         "machine": {"cpu": _cpu(), "cores": available_cores()},
         "versions": provenance.versions(),
         "git_revision": provenance.git_revision(),
-        "xla_flags": provenance.xla_flags(),
         "config": json.loads(json.dumps(config)),
     }
 

@@ -30,7 +30,7 @@ def main(config: dict[str, Any]) -> None:
     with contextlib.ExitStack() as stack:
         with cli.one_sentence_errors():
             # JAX may only be touched once the number of CPU devices is set, hence the late imports.
-            from wmq_jax.sweep.devices import configure
+            from wmq_jax.runtime.devices import configure
 
             configure(config["engine"]["devices"], _DISTRIBUTED.value)
             from wmq_jax import sweep as sweeps

@@ -29,17 +29,31 @@ def main(config: dict[str, Any]) -> None:
     """Checks, then trains what is not trained yet."""
     with contextlib.ExitStack() as stack:
         with cli.one_sentence_errors():
+            # JAX may only be touched after this.
+            from wmq_jax.runtime.devices import available_cores, configure
+
+            configure(devices=1)
             from wmq_jax import io, training
-            from wmq_jax.sweep.provenance import git_revision, versions
+            from wmq_jax.runtime import provenance
+            from wmq_jax.runtime.starts import record_start
 
             config, given = training.take_given(config, cli.overridden())
             settings = training.check_settings(config)
             folder = _WORKDIR.value or f"results/{settings.name}-seed{settings.seed}"
             # Locked first, so that the folder's config is that of the run which has it.
             stack.enter_context(io.locked(io.make_workdir(folder)))
-            folder = training.open_workdir(folder, config, {"versions": versions(), "git_revision": git_revision()})
+            made_with = {
+                "versions": provenance.versions(),
+                "git_revision": provenance.git_revision(),
+                **provenance.machine(1),
+                "cores": available_cores(),
+            }
+            folder = training.open_workdir(folder, config, made_with)
             training.check_folder(folder)
+            note = record_start(folder, made_with)
         print(training.describe_training(settings, config, folder), flush=True)
+        if note:
+            print(note, flush=True)
         training.train(settings, folder, given=given)
 
 

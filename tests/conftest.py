@@ -18,7 +18,7 @@ if _CACHE not in os.environ:
 
 from tests.golden import tally  # noqa: E402
 from tests.quick_jit import ENVIRONMENT, compilation  # noqa: E402
-from wmq_jax.sweep.devices import configure  # noqa: E402
+from wmq_jax.runtime.devices import configure  # noqa: E402
 
 configure()
 jax.config.update("jax_num_cpu_devices", 2)  # also where there is one core

@@ -28,7 +28,7 @@ def program_here(name: str, *arguments) -> subprocess.CompletedProcess:
     argv = [f"experiments/{name}.py", *map(str, arguments)]
     before, out, err, code = set(flags.FLAGS), io.StringIO(), io.StringIO(), 0
     with contextlib.ExitStack() as stack:
-        stack.enter_context(mock.patch("wmq_jax.sweep.devices.configure"))
+        stack.enter_context(mock.patch("wmq_jax.runtime.devices.configure"))
         stack.enter_context(mock.patch.object(sys, "argv", argv))
         stack.enter_context(contextlib.redirect_stdout(out))
         stack.enter_context(contextlib.redirect_stderr(err))

@@ -23,6 +23,7 @@ ORDER = (
     "quantized",
     "models",
     "quant",
+    "runtime",
     "io",
 )
 # Layers that may import less than the order allows: what of our own and of other packages they see.

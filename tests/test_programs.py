@@ -1,14 +1,18 @@
 """Programs whose parts are tested elsewhere, run once as a user starts them."""
 
 import json
+import os
 
 import pytest
 
 from tests.programs import program
 from wmq_jax.io import locked
+from wmq_jax.runtime.devices import DETERMINISTIC_FLAGS
 
 pytestmark = pytest.mark.slow
 
+# What results are computed on, beside versions.
+MACHINE = ("device", "xla_flags", "matmul_precision")
 TINY_TRAINING = {
     "model.encoder": dict(width=16, depth=1, heads=2, mlp_dim=32),
     "model.predictor": dict(depth=1, heads=2, dim_head=8, mlp_dim=32),
@@ -39,8 +43,17 @@ def test_train_leaves_a_model_with_pictures_and_a_summary_and_is_then_done(tmp_p
         "the model is ",
     ):
         assert line in run.stdout
-    again = program("train", *command)
+    written = json.loads((tmp_path / "run" / "config.json").read_text())
+    assert written["device"] == {"platform": "cpu", "kind": "cpu", "count": 1}
+    assert written["matmul_precision"] == "highest"
+    assert all(flag in written["xla_flags"] for flag in DETERMINISTIC_FLAGS), "bits must not depend on threads"
+    starts = (tmp_path / "run" / "starts.jsonl").read_text().splitlines()
+    assert [{name: json.loads(line)[name] for name in MACHINE} for line in starts] == [
+        {name: written[name] for name in MACHINE}
+    ]
+    again = program("train", *command, env={**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "float32"})
     assert again.returncode == 0 and "done" in again.stdout + again.stderr
+    assert "note: an earlier start in this folder had other matmul precision; starts.jsonl tells" in again.stdout
     with locked(tmp_path / "run"):
         beside = program("train", *command)
     assert beside.returncode == 2 and "is in use by another run" in beside.stderr
@@ -51,7 +64,7 @@ def test_bench_measures_the_sections_that_are_asked_for(tmp_path):
     run = program("bench", "--config.only=idle", *small, f"--out={tmp_path / 'figures.json'}")
     assert run.returncode == 0, run.stderr
     figures = json.loads((tmp_path / "figures.json").read_text())
-    assert set(figures) == {"device", "machine", "versions", "git_revision", "xla_flags", "config", "idle tiles"}
+    assert set(figures) == {*MACHINE, "machine", "versions", "git_revision", "config", "idle tiles"}
     assert 0 < figures["idle tiles"]["half idle over busy"] < 2
 
 

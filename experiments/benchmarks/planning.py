@@ -322,7 +322,7 @@ def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, floa
     Raises:
       ValueError: there is no such size.
     """
-    from wmq_jax.sweep.devices import configure
+    from wmq_jax.runtime.devices import configure
 
     configure()
     main = main_setup(config)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from tests.programs import ROOT, program
-from wmq_jax.sweep.devices import available_cores
+from wmq_jax.runtime.devices import available_cores
 
 pytestmark = pytest.mark.slow
 

@@ -64,7 +64,7 @@ def work(config, folder, cache, trap=None, when=0):
     if trap is not None:
         trap(when)
     from wmq_jax import sweep as sweeps
-    from wmq_jax.sweep.devices import configure
+    from wmq_jax.runtime.devices import configure
 
     configure(2)
     sweep = sweeps.prepare(sweeps.check_settings(config), config)

@@ -59,3 +59,13 @@ def test_accelerators_get_the_tile_that_keeps_them_busy(prepare, monkeypatch):
     monkeypatch.setattr(jax, "local_devices", lambda: [Device(one // 2)])
     with pytest.raises(ValueError, match="lower --config.engine.tile, --config.engine.tiles_per_call, samples, steps"):
         memory.choose_tile(model, config, NONE, False)
+
+
+def test_the_table_counts_twice_and_its_working_row_once(prepare):
+    """Quantized variants replace the copies that the program was compiled with, one table beside the other."""
+    sweep = prepare()
+    peak = lambda weights: memory.choose_tile(
+        sweep.checkpoint.config, sweep.problem.config, weights, False, False, requested=1
+    )[1]
+    each = 2**20
+    assert peak(memory.Weights(12, each)) - peak(NONE) == 25 * each

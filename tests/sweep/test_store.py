@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wmq_jax.sweep.rows import from_line, object_of, row_key, to_line
+from wmq_jax.io import object_of
+from wmq_jax.sweep.rows import from_line, row_key, to_line
 from wmq_jax.sweep.store import ResultsFolder
 
 ROWS = [
@@ -16,6 +17,7 @@ ROWS = [
     for n in range(3)
 ]
 KEYS = [row_key(row) for row in ROWS]
+NOTE = "note: an earlier start in this folder had other {}; starts.jsonl tells"
 
 
 def written(path, rows):
@@ -39,11 +41,11 @@ def test_a_torn_line_is_no_row(line):
 def test_a_start_with_other_versions_is_noticed(tmp_path):
     folder, path = ResultsFolder(tmp_path), tmp_path / "starts.jsonl"
     same = {"git_revision": "abc", "versions": {"jax": "1"}}
-    assert folder.start(same) == [] and folder.start(same) == []
+    assert folder.start(same) is None and folder.start(same) is None
     with open(path, "a") as file:
         file.write('{"process": 0, "git_rev')  # torn by a kill
-    assert ResultsFolder(tmp_path, 1).start({**same, "versions": {"jax": "2"}}) == ["versions"]
-    assert folder.start({**same, "git_revision": None}) == ["git_revision", "versions"]
+    assert ResultsFolder(tmp_path, 1).start({**same, "versions": {"jax": "2"}}) == NOTE.format("versions")
+    assert folder.start({**same, "git_revision": None}) == NOTE.format("git revision and versions")
     starts = [object_of(line) for line in path.read_text().splitlines()]
     assert [start["process"] for start in starts if start] == [0, 0, 1, 0] and all(
         s is None or s["time"] for s in starts

@@ -3,7 +3,7 @@
 `wmq_jax.io.orbax` is imported on request, since importing Orbax takes seconds.
 """
 
-from wmq_jax.io.atomic import append_line, write_bytes, write_json, write_text
+from wmq_jax.io.atomic import append_line, object_of, write_bytes, write_json, write_text
 from wmq_jax.io.checksum import sha256_of
 from wmq_jax.io.safetensors_file import load_safetensors
 from wmq_jax.io.torch_file import Module, Opaque, TorchFileError, load_torch
@@ -24,6 +24,7 @@ __all__ = [
     "locked",
     "make_workdir",
     "new_folder",
+    "object_of",
     "save_torch",
     "sha256_of",
     "write_bytes",

@@ -82,6 +82,15 @@ def append_line(path: str | os.PathLike, line: str) -> None:
         sync_folder(Path(path).parent)
 
 
+def object_of(line: str) -> dict[str, Any] | None:
+    """The JSON object of a line, or None if the line was torn by a kill."""
+    try:
+        found = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return found if isinstance(found, dict) else None
+
+
 def _umask() -> int:
     """The process's file mode mask; reading it is only possible by setting it."""
     mask = os.umask(0)

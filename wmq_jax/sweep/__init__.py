@@ -3,13 +3,14 @@
 The modules from top to bottom: ``preparation`` and ``run`` (a sweep from config to folder), ``traces`` and
 ``calibration`` (what else the engine is used for), ``quantization`` (a quantized checkpoint in place of rows),
 ``scheduler`` (which cells it works on), ``engine`` (the compiled program), ``store`` and ``rows`` (what stays),
-``settings``, ``cells``, ``memory``, ``devices``, ``progress``, ``provenance``, ``references``.
+``settings``, ``cells``, ``memory``, ``mesh``, ``progress``, ``references``.
 """
 
 from wmq_jax.envs.manifest import Manifest, make_manifest
+from wmq_jax.runtime.devices import configure
 from wmq_jax.sweep.cells import Cell, all_cells
-from wmq_jax.sweep.devices import cell_mesh, configure
 from wmq_jax.sweep.engine import Engine, compile_engine
+from wmq_jax.sweep.mesh import cell_mesh
 from wmq_jax.sweep.preparation import Sweep, describe, open_folder, prepare, standing
 from wmq_jax.sweep.quantization import (
     default_workdir,

@@ -31,7 +31,7 @@ from wmq_jax.planning import (
     mpc_iteration,
     step_noise,
 )
-from wmq_jax.sweep.devices import CELLS
+from wmq_jax.sweep.mesh import CELLS
 
 
 class Episodes(NamedTuple):
@@ -154,7 +154,7 @@ def compile_engine(
       problem: model, environment, objective and planner settings.
       table: variants stacked along a leading axis V.
       manifest: the episodes.
-      mesh: one-dimensional, see :func:`wmq_jax.sweep.devices.cell_mesh`.
+      mesh: one-dimensional, see :func:`wmq_jax.sweep.mesh.cell_mesh`.
       tile: T, cells planned together; part of what a row depends on.
       tiles_per_device: tiles a device works through in one call.
       max_episodes: room for manifests given later to :meth:`Engine.with_data`, if they are larger.

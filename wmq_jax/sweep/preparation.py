@@ -18,11 +18,12 @@ from wmq_jax.io import adopt_config
 from wmq_jax.io.wording import plain
 from wmq_jax.models import WorldModel, WorldModelConfig
 from wmq_jax.planning import CEMConfig, Problem, world_model
-from wmq_jax.sweep import provenance
+from wmq_jax.runtime import provenance
+from wmq_jax.runtime.devices import use_compilation_cache
 from wmq_jax.sweep.calibration import drawn_episodes
 from wmq_jax.sweep.cells import Cell, all_cells
-from wmq_jax.sweep.devices import cell_mesh, use_compilation_cache
 from wmq_jax.sweep.memory import Weights, choose_tile, num_samples
+from wmq_jax.sweep.mesh import cell_mesh
 from wmq_jax.sweep.references import NO_SIMULATOR, SIMULATOR, reference_names
 from wmq_jax.sweep.settings import SweepSettings
 from wmq_jax.sweep.store import ResultsFolder
@@ -244,9 +245,7 @@ def _record(
         "versions": versions,
         "compiler": {name: versions[name] for name in ("jax", "jaxlib")},
         "git_revision": provenance.git_revision(),
-        "device": provenance.device(mesh.size),
-        "xla_flags": provenance.xla_flags(),
-        "matmul_precision": jax.config.jax_default_matmul_precision,
+        **provenance.machine(mesh.size),
     }
 
 

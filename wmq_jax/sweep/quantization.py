@@ -22,8 +22,8 @@ from wmq_jax.io import CONFIG, adopt_config, make_workdir, sha256_of, write_json
 from wmq_jax.io.wording import counted
 from wmq_jax.models import WorldModel
 from wmq_jax.planning.limits import check_range
+from wmq_jax.runtime.devices import use_compilation_cache
 from wmq_jax.sweep.calibration import drawn_episodes
-from wmq_jax.sweep.devices import use_compilation_cache
 from wmq_jax.sweep.preparation import Sweep, given_identity, planning_params, prepare
 from wmq_jax.sweep.run import calibration_rollouts, compile_planner
 from wmq_jax.sweep.settings import MAX_EPISODES, check_settings

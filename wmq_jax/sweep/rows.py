@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from wmq_jax.envs.manifest import Manifest
+from wmq_jax.io import object_of
 from wmq_jax.planning import IterationRecord, MPCConfig, num_executed
 from wmq_jax.sweep.cells import Cell
 
@@ -73,12 +74,3 @@ def from_line(line: str) -> dict[str, Any] | None:
     """The row of a line, or None if the line was torn by a kill."""
     row = object_of(line)
     return row if row is not None and all(field in row for field in KEY) else None
-
-
-def object_of(line: str) -> dict[str, Any] | None:
-    """The JSON object of a line, or None if the line was torn by a kill."""
-    try:
-        found = json.loads(line)
-    except json.JSONDecodeError:
-        return None
-    return found if isinstance(found, dict) else None

@@ -204,10 +204,8 @@ def run_sweep(sweep: Sweep, folder: ResultsFolder) -> bool:
 
 def _note_start(sweep: Sweep, folder: ResultsFolder) -> None:
     """Records what rows are made with from now on, and says so where an earlier start differs."""
-    changed = folder.start({name: sweep.config[name] for name in MADE_WITH})
-    if changed:
-        names = " and ".join(name.replace("_", " ") for name in changed)
-        print(f"note: an earlier start in this folder had other {names}; starts.jsonl tells", flush=True)
+    if note := folder.start({name: sweep.config[name] for name in MADE_WITH}):
+        print(note, flush=True)
 
 
 def save_descriptions(sweep: Sweep, folder: ResultsFolder) -> None:

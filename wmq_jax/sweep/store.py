@@ -7,14 +7,14 @@ sweep computed with to ``starts.jsonl``.
 """
 
 import contextlib
-import datetime
 import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wmq_jax.io import append_line, locked, make_workdir, write_text
-from wmq_jax.sweep.rows import from_line, object_of, row_key, to_line
+from wmq_jax.runtime.starts import record_start
+from wmq_jax.sweep.rows import from_line, row_key, to_line
 
 
 class ResultsFolder:
@@ -52,17 +52,9 @@ class ResultsFolder:
         rows = self.load(table)
         write_text(self.path / f"{table}.jsonl", "".join(to_line(rows[key]) + "\n" for key in order))
 
-    def start(self, made_with: Mapping[str, Any]) -> list[str]:
-        """Appends to ``starts.jsonl`` when a start was, and what rows are ``made_with`` from now on.
-
-        Returns:
-          Names of the entries in which an earlier start differs.
-        """
-        path = self.path / "starts.jsonl"
-        earlier = [object_of(line) for line in path.read_text().splitlines()] if path.exists() else []
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        append_line(path, json.dumps({"process": self.process, "time": now, **made_with}))
-        return [name for name in made_with if any(start and start.get(name) != made_with[name] for start in earlier)]
+    def start(self, made_with: Mapping[str, Any]) -> str | None:
+        """Appends to ``starts.jsonl``, see :func:`wmq_jax.runtime.starts.record_start`."""
+        return record_start(self.path, made_with, process=self.process)
 
     def time(self, **entry: Any) -> None:
         """Appends to ``timing.jsonl``."""

@@ -1,7 +1,8 @@
 """A training stage: a pure step scanned in chunks, saved as it goes, and continued bit for bit after a kill.
 
 The state after chunk c is a function of the settings alone: the keys of its steps are folded from their indices,
-never carried, so a run that was stopped and resumed passes through the same states as one that was not.
+never carried, so a run that was stopped and resumed passes through the same states as one that was not; on the same
+kind of device and, on a CPU, the same number of cores, since XLA divides large arrays among them.
 """
 
 import json

@@ -8,6 +8,7 @@ import optax
 
 from wmq_jax.envs import Wall
 from wmq_jax.models import Latent, WorldModel
+from wmq_jax.training.compilation import jit_step
 from wmq_jax.training.frames import Frames, encode_states
 from wmq_jax.training.loop import Stage, TrainState
 from wmq_jax.training.losses import PredictionLosses, predict_successors, prediction_losses
@@ -99,7 +100,7 @@ def predictor_stage(
     def encode(states):
         return encode_states(model, params, env, states)
 
-    @jax.jit
+    @jit_step
     def chunk(state, index, visual, proprio, actions):
         order_key, dropout_key = jax.random.split(jax.random.fold_in(key, index))
 

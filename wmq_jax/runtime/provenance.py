@@ -40,6 +40,10 @@ def device(count: int) -> dict[str, Any]:
     return {"platform": first.platform, "kind": first.device_kind, "count": count}
 
 
-def xla_flags() -> str:
-    """The flags XLA was started with."""
-    return os.environ.get("XLA_FLAGS", "")
+def machine(count: int) -> dict[str, Any]:
+    """What bits depend on beside versions: the ``count`` devices, flags of XLA, precision of matrix products."""
+    return {
+        "device": device(count),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "matmul_precision": jax.config.jax_default_matmul_precision,
+    }

@@ -1,15 +1,13 @@
-"""Devices: how many, in which mesh, and which settings make rows independent of their number."""
+"""Settings of a process that make what it computes independent of how many devices and cores it has."""
 
 import os
 
 import jax
-import numpy as np
 
 # One ulp flips a rounding and a rounding flips an elite, so a sum must not be split differently when more threads are
 # free, nor a kernel be chosen by how long it happened to take.
 DETERMINISTIC_FLAGS = ("--xla_cpu_multi_thread_eigen=false", "--xla_gpu_deterministic_ops=true")
 FULL_PRECISION = "highest"
-CELLS = "cells"
 
 
 def configure(devices: int = 0, distributed: bool = False) -> None:
@@ -18,7 +16,7 @@ def configure(devices: int = 0, distributed: bool = False) -> None:
     The CPU counts as ``devices`` JAX devices (0: one per core), but not as more than it has cores. CPU and GPU compute
     with deterministic kernels; flags that the caller has set in ``XLA_FLAGS`` are kept. Matrix products are of full
     float32 on a GPU or TPU, too, unless ``JAX_DEFAULT_MATMUL_PRECISION`` says otherwise.
-    Whether there are that many devices, :func:`cell_mesh` tells, which sees what they are.
+    Whether there are that many devices, :func:`wmq_jax.sweep.mesh.cell_mesh` tells, which sees what they are.
 
     Args:
       devices: as above.
@@ -44,21 +42,6 @@ def configure(devices: int = 0, distributed: bool = False) -> None:
 def available_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cell_mesh(devices: int = 0) -> jax.sharding.Mesh:
-    """A one-dimensional mesh over this process's devices (0: all of them), along which cells are spread.
-
-    Processes of a pod take different cells and never talk to each other while planning, so the mesh is local.
-
-    Raises:
-      ValueError: there are fewer devices.
-    """
-    local = jax.local_devices()
-    if not 0 <= devices <= len(local):
-        raise ValueError(f"engine.devices must be 0..{len(local)} (what this process has), not {devices}")
-    chosen = np.array(local[: devices or len(local)])
-    return jax.sharding.Mesh(chosen, (CELLS,), axis_types=(jax.sharding.AxisType.Auto,))
 
 
 def use_compilation_cache(folder: str | os.PathLike) -> None:
