@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from wmq_jax.models.attention import attend, split_heads
 from wmq_jax.models.config import ViTConfig
+from wmq_jax.models.gelu import gelu
 from wmq_jax.models.image import interpolate_positions
 
 _LAYER_NORM_EPS = 1e-6
@@ -46,7 +47,7 @@ class Mlp(nn.Module):
         self.fc2 = _dense(self.width)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+        return self.fc2(gelu(self.fc1(x)))
 
 
 class LayerScale(nn.Module):

@@ -15,6 +15,7 @@ import numpy as np
 
 from wmq_jax.models.attention import attend, split_heads
 from wmq_jax.models.config import PredictorConfig
+from wmq_jax.models.gelu import gelu
 
 _LAYER_NORM_EPS = 1e-5
 
@@ -84,7 +85,7 @@ class FeedForward(nn.Module):
         self.dropout = nn.Dropout(self.config.dropout)
 
     def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
-        hidden = jax.nn.gelu(self.fc1(self.norm(x)), approximate=False)
+        hidden = gelu(self.fc1(self.norm(x)))
         hidden = self.dropout(hidden, deterministic=deterministic)
         return self.dropout(self.fc2(hidden), deterministic=deterministic)
 
