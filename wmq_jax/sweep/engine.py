@@ -13,6 +13,7 @@ group sizes, episodes and seeds; what prepares its table compiles small programs
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -139,7 +140,7 @@ class Engine:
         return dataclasses.replace(self, table=table, episodes=episodes)
 
 
-def compile_engine(
+def trace_engine(
     problem: Problem,
     table: Any,
     manifest: Manifest,
@@ -147,8 +148,8 @@ def compile_engine(
     tile: int = 1,
     tiles_per_device: int = 4,
     max_episodes: int = 0,
-) -> Engine:
-    """Compiles the engine, once.
+) -> Callable[[], Engine]:
+    """Traces the engine. Compiling it is left to a call, which another thread may make.
 
     Args:
       problem: model, environment, objective and planner settings.
@@ -172,5 +173,10 @@ def compile_engine(
     episodes = device_episodes(manifest, max(len(manifest), max_episodes))
     table, episodes = (jax.device_put(x, shardings[0]) for x in (table, episodes))
     work = jax.device_put(empty_work(problem, tiles, tile), shardings[2])
-    program = jax.jit(sharded, in_shardings=shardings).lower(table, episodes, work).compile()
-    return Engine(program, shardings[2], table, episodes, problem, tiles, tile)
+    traced = jax.jit(sharded, in_shardings=shardings).lower(table, episodes, work)
+    return lambda: Engine(traced.compile(), shardings[2], table, episodes, problem, tiles, tile)
+
+
+def compile_engine(problem: Problem, table: Any, manifest: Manifest, mesh: jax.sharding.Mesh, *layout: int) -> Engine:
+    """Compiles the engine, once; arguments are those of :func:`trace_engine`."""
+    return trace_engine(problem, table, manifest, mesh, *layout)()

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 from wmq_jax import quantized
@@ -11,7 +12,7 @@ from wmq_jax.models import WorldModel
 from wmq_jax.sweep import references
 from wmq_jax.sweep.calibration import dataset_rollouts, planner_rollouts
 from wmq_jax.sweep.cells import Cell, all_cells
-from wmq_jax.sweep.engine import Engine, compile_engine
+from wmq_jax.sweep.engine import Engine, trace_engine
 from wmq_jax.sweep.preparation import Sweep, planning_params
 from wmq_jax.sweep.progress import ProgressBar
 from wmq_jax.sweep.rows import make_row
@@ -23,26 +24,34 @@ from wmq_jax.sweep.traces import save_traces, traced_variants
 MADE_WITH = ("git_revision", "versions", "device")
 
 
-def compile_planner(sweep: Sweep, problem: Any, table: Any, tile: int) -> Engine:
-    """The engine of a sweep, with room for its calibration episodes."""
+def trace_planner(sweep: Sweep, problem: Any, table: Any, tile: int) -> Callable[[], Engine]:
+    """Traces the engine of a sweep, with room for its calibration episodes; a call compiles it."""
     settings, room = sweep.settings, len(sweep.calibration)
-    return compile_engine(problem, table, sweep.evaluation, sweep.mesh, tile, settings.tiles_per_call, room)
+    return trace_engine(problem, table, sweep.evaluation, sweep.mesh, tile, settings.tiles_per_call, room)
 
 
-def build_engine(sweep: Sweep, log: Callable[[str], None] = lambda line: None) -> Engine:
+def trace_rows(sweep: Sweep) -> Callable[[], Engine]:
+    """Traces the engine of a sweep's rows. Every row of its table is full precision until the variants are built: only
+    shapes matter to the compiler.
+    """
+    variants = [sweep.settings.variants[0]] * len(sweep.settings.variants)
+    table = quantized.build_variants(sweep.checkpoint.config, planning_params(sweep.checkpoint.params), variants)
+    return trace_planner(sweep, sweep.problem, table, sweep.tile)
+
+
+def build_engine(
+    sweep: Sweep, log: Callable[[str], None] = lambda line: None, compiled: Callable[[], Engine] | None = None
+) -> Engine:
     """Compiles the planner, calibrates with it, and puts the quantized variants in place.
 
     Args:
       sweep: the sweep.
       log: told of what may take minutes: calibration, and the searches and training of some methods.
+      compiled: gives the engine of :func:`trace_rows` where that is under way.
     """
     settings, checkpoint = sweep.settings, sweep.checkpoint
     params = planning_params(checkpoint.params)
-    full = [settings.variants[0]] * len(settings.variants)
-    # Until the variants are built, every row of the table is full precision: only shapes matter to the compiler.
-    engine = compile_planner(
-        sweep, sweep.problem, quantized.build_variants(checkpoint.config, params, full), sweep.tile
-    )
+    engine = (compiled or trace_rows(sweep))()
     statistics = None
     if any(quantized.needs_statistics(spec) for spec in settings.variants):
         log(f"rows: calibrates on {settings.calibration['episodes']} episodes")
@@ -155,7 +164,7 @@ def _references(sweep: Sweep, folder: ResultsFolder) -> None:
 
         def compiled():
             problem, weights = makers[name]()
-            return compile_planner(sweep, problem, weights, sweep.tile)
+            return trace_planner(sweep, problem, weights, sweep.tile)()
 
         part = Table("reference", names, [cell for cell in cells if cell.variant == variant])
         compute_rows(sweep, folder, part, compiled, shift=variant)
@@ -165,7 +174,7 @@ def _references(sweep: Sweep, folder: ResultsFolder) -> None:
 def _noise_floor(sweep: Sweep, folder: ResultsFolder, table: Table, engine: Callable[[], Engine]) -> None:
     """All cells again, of the same variants, at another tile size: what numerical noise alone changes."""
     table = dataclasses.replace(table, name="noise_floor")
-    other = lambda: compile_planner(sweep, sweep.problem, engine().table, sweep.settings.noise_floor_tile)
+    other = lambda: trace_planner(sweep, sweep.problem, engine().table, sweep.settings.noise_floor_tile)()
     compute_rows(sweep, folder, table, other)
     finish_table(folder, table)
 
@@ -180,14 +189,23 @@ def run_sweep(sweep: Sweep, folder: ResultsFolder) -> bool:
     Returns:
       Whether the rows are complete; other processes may still be at work on theirs.
     """
+    with ThreadPoolExecutor(max_workers=1) as background:
+        return _run_sweep(sweep, folder, background)
+
+
+def _run_sweep(sweep: Sweep, folder: ResultsFolder, background: Executor) -> bool:
     settings = sweep.settings
     table = Table("rows", sweep.names, sweep.cells())
-    engine = functools.cache(lambda: build_engine(sweep, functools.partial(print, flush=True)))
+    compiling = functools.cache(lambda: background.submit(trace_rows(sweep)))
+    log = functools.partial(print, flush=True)
+    engine = functools.cache(lambda: build_engine(sweep, log, compiling().result))
     if len(folder.load(table.name)) < len(table.cells):
         _note_start(sweep, folder)
     if folder.process == 0:
         save_descriptions(sweep, folder)
         if settings.references:
+            if len(folder.load(table.name)) < len(table.cells):
+                compiling()  # beside what the references compile: XLA's compiler keeps one core busy
             _references(sweep, folder)
     compute_rows(sweep, folder, table, engine, processes=sweep.processes)
     if folder.process == 0 and settings.noise_floor_tile:
