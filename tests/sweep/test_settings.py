@@ -11,7 +11,8 @@ from wmq_jax.cli import load_config
 from wmq_jax.envs import make_env
 from wmq_jax.envs.manifest import OFFSETS
 from wmq_jax.quantized import MethodSettings
-from wmq_jax.sweep import check_settings, devices, make_manifest
+from wmq_jax.runtime import devices
+from wmq_jax.sweep import check_settings, make_manifest
 
 BAD = [
     ("planner.samples", 1, "planner samples must be 2..1000000, not 1"),
