@@ -4,7 +4,6 @@ import jax
 import numpy as np
 import pytest
 
-from experiments.benchmarks.common import random_params
 from wmq_jax import quantized
 from wmq_jax.data import Normalizer
 from wmq_jax.envs import make_env
@@ -21,7 +20,9 @@ HORIZON = HISTORY + 1  # the window grows to three frames, and then slides
 
 def test_full_size_plans_quantized():
     config = official_config("wall").replace(num_hist=HISTORY, decoder=None)
-    params = random_params(config)
+    sizes = (config.image_size, config.image_size, 3), (config.proprio_dim,), (config.action_dim,)
+    frame = [np.zeros((1, 1, *size), np.float32) for size in sizes]
+    params = jax.jit(WorldModel(config).init)(jax.random.key(0), *frame)["params"]
     size = sum(leaf.size for leaf in jax.tree.leaves(params))
     assert 41e6 < size < 43e6, "ViT-S/14 and the official predictor have about 41.7 M parameters"
     specs = [quantized.parse_variant(text) for text in ("fp", "w4a8-token")]
