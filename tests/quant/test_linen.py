@@ -1,6 +1,7 @@
 """Interception: any Linen model is quantized and calibrated without being edited."""
 
 import flax.linen as nn
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -366,6 +367,18 @@ def test_a_recurrent_network_has_statistics_of_every_step():
     variables = quant.quantize(quant.static_activations(3), params, statistics)
     plain = model.apply({"params": params}, x)
     assert jnp.abs(linen.quantized_apply(model)(variables, x) - plain).max() > 1e-2
+
+
+def test_sites_that_calibration_cannot_see_may_be_asked_for():
+    """An OptimizedLSTMCell multiplies its kernels itself, all gates at once."""
+    model, x = nn.Sequential([nn.Dense(5), nn.RNN(nn.OptimizedLSTMCell(3))]), jnp.ones((2, 4, 5))
+    params = initialized(model, x)
+    statistics = quant.calibrate(linen.observe(model), {"params": params}, [(x,)])
+    (dense,) = quant.site_statistics(statistics)
+    make = lambda **settings: quant.quantize(quant.static_activations(8, **settings), params, statistics)
+    chex.assert_trees_all_equal(make(sites=[dense]), make())
+    with pytest.raises(ValueError, match=f"calibration saw no site '.*cell/.*', which was asked for; it saw {dense}$"):
+        make(sites=quant.kernel_sites(params))
 
 
 def test_a_quantizer_that_nothing_uses_is_refused(scanned, network, images):

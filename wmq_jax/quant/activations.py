@@ -46,7 +46,11 @@ class ActivationSpec:
 
 
 def static_activations(
-    bits, include_zero: bool = True, range: str = "observed", rules: Sequence[Rule] = (EVERY_SITE,)
+    bits,
+    include_zero: bool = True,
+    range: str = "observed",
+    rules: Sequence[Rule] = (EVERY_SITE,),
+    sites: Sequence[str] | None = None,
 ) -> Transform:
     """Per-tensor quantizers on the ranges that calibration saw.
 
@@ -54,6 +58,12 @@ def static_activations(
       bits, include_zero, range: see ``ActivationSpec``.
       rules: ordered rules over site names ('encoder/blocks_0/attn/qkv'); their settings are the
         fields of ``ActivationSpec``. Default: every site of the statistics.
+      sites: the names to choose from, each of which calibration must have seen; default: those that it saw. What it
+        could not see stays in floating point, such as the kernels of a recurrent cell, which are multiplied by no
+        Dense; ``kernel_sites(params)`` names them, too.
+
+    Raises (the transform):
+      ValueError: there are no statistics, or none of one of the ``sites``.
     """
     default = ActivationSpec(bits, include_zero, range)
 
@@ -61,7 +71,12 @@ def static_activations(
         if state.statistics is None:
             raise ValueError("static activation quantizers need calibration statistics; got None")
         seen = calibration.site_statistics(state.statistics)
-        matched = match_rules(rules, seen, default)
+        unseen = [site for site in sites or () if site not in seen]
+        if unseen:
+            raise ValueError(
+                f"calibration saw no site '{unseen[0]}', which was asked for; it saw {', '.join(seen) or 'nothing'}"
+            )
+        matched = match_rules(rules, seen if sites is None else sites, default)
         return {site: (spec, seen[site]) for site, spec in matched.items() if spec is not None}
 
     def check(state: State, topology: Any = None) -> None:
