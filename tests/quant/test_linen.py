@@ -1,7 +1,7 @@
 """Interception: any Linen model is quantized and calibrated without being edited."""
 
-import flax.linen as nn
 import chex
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
