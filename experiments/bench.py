@@ -32,10 +32,8 @@ def environment(config: Mapping[str, Any]) -> dict[str, Any]:
     from wmq_jax.runtime.devices import available_cores
 
     return {
-        **provenance.machine(jax.local_device_count()),
+        **provenance.record(jax.local_device_count()),
         "machine": {"cpu": _cpu(), "cores": available_cores()},
-        "versions": provenance.versions(),
-        "git_revision": provenance.git_revision(),
         "config": json.loads(json.dumps(config)),
     }
 

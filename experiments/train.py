@@ -42,15 +42,9 @@ def main(config: dict[str, Any]) -> None:
             folder = _WORKDIR.value or f"results/{settings.name}-seed{settings.seed}"
             # Locked first, so that the folder's config is that of the run which has it.
             stack.enter_context(io.locked(io.make_workdir(folder)))
-            made_with = {
-                "versions": provenance.versions(),
-                "git_revision": provenance.git_revision(),
-                **provenance.machine(1),
-                "cores": available_cores(),
-            }
+            made_with = {**provenance.record(1), "cores": available_cores()}
             folder = training.open_workdir(folder, config, made_with)
-            training.check_folder(folder)
-            note = record_start(folder, made_with)
+            note = None if training.check_folder(folder) else record_start(folder, made_with)
         print(training.describe_training(settings, config, folder), flush=True)
         if note:
             print(note, flush=True)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 
 import pytest
 
@@ -51,9 +52,15 @@ def test_train_leaves_a_model_with_pictures_and_a_summary_and_is_then_done(tmp_p
     assert [{name: json.loads(line)[name] for name in MACHINE} for line in starts] == [
         {name: written[name] for name in MACHINE}
     ]
-    again = program("train", *command, env={**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "float32"})
-    assert again.returncode == 0 and "done" in again.stdout + again.stderr
-    assert "note: an earlier start in this folder had other matmul precision; starts.jsonl tells" in again.stdout
+    otherwise = dict(env={**os.environ, "JAX_DEFAULT_MATMUL_PRECISION": "float32"})
+    again = program("train", *command, **otherwise)
+    assert again.returncode == 0 and "done" in again.stdout + again.stderr and "note:" not in again.stdout
+    assert (tmp_path / "run" / "starts.jsonl").read_text().splitlines() == starts, "it computes nothing"
+    (tmp_path / "run" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "model")
+    rest = program("train", *command, **otherwise)
+    assert rest.returncode == 0, rest.stderr
+    assert "note: an earlier start in this folder had other matmul precision; starts.jsonl tells" in rest.stdout
     with locked(tmp_path / "run"):
         beside = program("train", *command)
     assert beside.returncode == 2 and "is in use by another run" in beside.stderr

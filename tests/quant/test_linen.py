@@ -376,7 +376,10 @@ def test_sites_that_calibration_cannot_see_may_be_asked_for():
     statistics = quant.calibrate(linen.observe(model), {"params": params}, [(x,)])
     (dense,) = quant.site_statistics(statistics)
     make = lambda **settings: quant.quantize(quant.static_activations(8, **settings), params, statistics)
-    chex.assert_trees_all_equal(make(sites=[dense]), make())
+    chex.assert_trees_all_equal(make(sites=iter([dense])), make())
+    for transform in (quant.static_activations, quant.dynamic_activations):
+        with pytest.raises(ValueError, match=f"^sites must be names of sites, not the one string '{dense}'$"):
+            transform(8, sites=dense)
     with pytest.raises(ValueError, match=f"calibration saw no site '.*cell/.*', which was asked for; it saw {dense}$"):
         make(sites=quant.kernel_sites(params))
 

@@ -62,21 +62,21 @@ def static_activations(
         could not see stays in floating point, such as the kernels of a recurrent cell, which are multiplied by no
         Dense; ``kernel_sites(params)`` names them, too.
 
-    Raises (the transform):
-      ValueError: there are no statistics, or none of one of the ``sites``.
+    Raises:
+      ValueError: ``sites`` is one string; (the transform) there are no statistics, or none of one of the ``sites``.
     """
-    default = ActivationSpec(bits, include_zero, range)
+    default, asked = ActivationSpec(bits, include_zero, range), _site_names(sites)
 
     def chosen(state: State) -> dict[str, tuple[ActivationSpec, Any]]:
         if state.statistics is None:
             raise ValueError("static activation quantizers need calibration statistics; got None")
         seen = calibration.site_statistics(state.statistics)
-        unseen = [site for site in sites or () if site not in seen]
+        unseen = [site for site in asked or () if site not in seen]
         if unseen:
             raise ValueError(
                 f"calibration saw no site '{unseen[0]}', which was asked for; it saw {', '.join(seen) or 'nothing'}"
             )
-        matched = match_rules(rules, seen if sites is None else sites, default)
+        matched = match_rules(rules, seen if asked is None else asked, default)
         return {site: (spec, seen[site]) for site, spec in matched.items() if spec is not None}
 
     def check(state: State, topology: Any = None) -> None:
@@ -113,10 +113,10 @@ def dynamic_activations(
       rules: as in ``static_activations``.
       sites: the names to choose from; default: the owner of every parameter called 'kernel'.
     """
-    default = ActivationSpec(bits, include_zero)
+    default, asked = ActivationSpec(bits, include_zero), _site_names(sites)
 
     def chosen(state: State) -> dict[str, ActivationSpec]:
-        names = kernel_sites(state.params) if sites is None else sites
+        names = kernel_sites(state.params) if asked is None else asked
         if not names:
             raise ValueError("no parameter is called 'kernel', whose owners are the sites; name them: sites=[...]")
         matched = match_rules(rules, names, default)
@@ -159,6 +159,12 @@ def kernel_sites(params: Any) -> list[str]:
     """Names of the modules that own a parameter called 'kernel'."""
     names = (name.rpartition("/") for name in paths.named_leaves(params))
     return [owner for owner, _, leaf in names if leaf == "kernel"]
+
+
+def _site_names(sites: Sequence[str] | None) -> tuple[str, ...] | None:
+    if isinstance(sites, str):
+        raise ValueError(f"sites must be names of sites, not the one string {sites!r}")
+    return None if sites is None else tuple(sites)
 
 
 def _with_quantizers(state: State, quantizers: dict[str, Quantizer]) -> State:

@@ -40,9 +40,11 @@ def device(count: int) -> dict[str, Any]:
     return {"platform": first.platform, "kind": first.device_kind, "count": count}
 
 
-def machine(count: int) -> dict[str, Any]:
-    """What bits depend on beside versions: the ``count`` devices, flags of XLA, precision of matrix products."""
+def record(count: int) -> dict[str, Any]:
+    """What results of ``count`` devices depend on beside their config: versions, revision, device, flags, precision."""
     return {
+        "versions": versions(),
+        "git_revision": git_revision(),
         "device": device(count),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "matmul_precision": jax.config.jax_default_matmul_precision,

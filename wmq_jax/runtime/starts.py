@@ -25,7 +25,6 @@ def record_start(folder: Path, made_with: Mapping[str, Any], **entry: Any) -> st
     path = folder / STARTS
     lines = path.read_text("utf-8", errors="replace").splitlines() if path.exists() else []
     earlier = [start for start in map(io.object_of, lines) if start]
-    made_with = json.loads(json.dumps(made_with))
     now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     io.append_line(path, json.dumps({**entry, "time": now, **made_with}))
     changed = [name for name in made_with if any(start.get(name) != made_with[name] for start in earlier)]

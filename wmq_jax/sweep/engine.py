@@ -13,7 +13,6 @@ group sizes, episodes and seeds; what prepares its table compiles small programs
 
 import dataclasses
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import chex
@@ -140,7 +139,7 @@ class Engine:
         return dataclasses.replace(self, table=table, episodes=episodes)
 
 
-def trace_engine(
+def compile_engine(
     problem: Problem,
     table: Any,
     manifest: Manifest,
@@ -148,8 +147,8 @@ def trace_engine(
     tile: int = 1,
     tiles_per_device: int = 4,
     max_episodes: int = 0,
-) -> Callable[[], Engine]:
-    """Traces the engine. Compiling it is left to a call, which another thread may make.
+) -> Engine:
+    """Compiles the engine, once.
 
     Args:
       problem: model, environment, objective and planner settings.
@@ -173,10 +172,5 @@ def trace_engine(
     episodes = device_episodes(manifest, max(len(manifest), max_episodes))
     table, episodes = (jax.device_put(x, shardings[0]) for x in (table, episodes))
     work = jax.device_put(empty_work(problem, tiles, tile), shardings[2])
-    traced = jax.jit(sharded, in_shardings=shardings).lower(table, episodes, work)
-    return lambda: Engine(traced.compile(), shardings[2], table, episodes, problem, tiles, tile)
-
-
-def compile_engine(problem: Problem, table: Any, manifest: Manifest, mesh: jax.sharding.Mesh, *layout: int) -> Engine:
-    """Compiles the engine, once; arguments are those of :func:`trace_engine`."""
-    return trace_engine(problem, table, manifest, mesh, *layout)()
+    program = jax.jit(sharded, in_shardings=shardings).lower(table, episodes, work).compile()
+    return Engine(program, shardings[2], table, episodes, problem, tiles, tile)

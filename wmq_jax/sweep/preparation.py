@@ -228,7 +228,7 @@ def _record(
     tile: int,
 ) -> dict[str, Any]:
     """Contents of ``config.json``."""
-    versions = provenance.versions()
+    made_with = provenance.record(mesh.size)
     return {
         "config": json.loads(json.dumps(config)),
         "rows": _row_fields(config),
@@ -242,10 +242,8 @@ def _record(
         "given": given_identity(settings, checkpoint, dataset, settings.calibration["episodes"]),
         "model_parameters": sum(x.size for x in jax.tree.leaves(planning_params(checkpoint.params))),
         "planner": _planner_summary(settings),
-        "versions": versions,
-        "compiler": {name: versions[name] for name in ("jax", "jaxlib")},
-        "git_revision": provenance.git_revision(),
-        **provenance.machine(mesh.size),
+        "compiler": {name: made_with["versions"][name] for name in ("jax", "jaxlib")},
+        **made_with,
     }
 
 

@@ -25,7 +25,7 @@ from wmq_jax.planning.limits import check_range
 from wmq_jax.runtime.devices import use_compilation_cache
 from wmq_jax.sweep.calibration import drawn_episodes
 from wmq_jax.sweep.preparation import Sweep, given_identity, planning_params, prepare
-from wmq_jax.sweep.run import calibration_rollouts, trace_planner
+from wmq_jax.sweep.run import calibration_rollouts, compile_planner
 from wmq_jax.sweep.settings import MAX_EPISODES, check_settings
 from wmq_jax.sweep.statistics_file import (
     CALIBRATION,
@@ -283,7 +283,7 @@ def _calibrate(job: Quantization, log: Log) -> dict[str, Any]:
             checkpoint.config, planning_params(checkpoint.params), [quantized.VariantSpec()]
         )
         log("compiles the planner")
-        engine = trace_planner(sweep, sweep.problem, plain, sweep.tile)()
+        engine = compile_planner(sweep, sweep.problem, plain, sweep.tile)
     log(f"calibrates on {counted(limits['episodes'], 'episode')}")
     rollouts = calibration_rollouts(sweep, lambda: engine, limits)
     seed = limits["seed"]

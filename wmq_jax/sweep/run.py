@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import Any
 
 from wmq_jax import quantized
@@ -12,7 +11,7 @@ from wmq_jax.models import WorldModel
 from wmq_jax.sweep import references
 from wmq_jax.sweep.calibration import dataset_rollouts, planner_rollouts
 from wmq_jax.sweep.cells import Cell, all_cells
-from wmq_jax.sweep.engine import Engine, trace_engine
+from wmq_jax.sweep.engine import Engine, compile_engine
 from wmq_jax.sweep.preparation import Sweep, planning_params
 from wmq_jax.sweep.progress import ProgressBar
 from wmq_jax.sweep.rows import make_row
@@ -24,34 +23,26 @@ from wmq_jax.sweep.traces import save_traces, traced_variants
 MADE_WITH = ("git_revision", "versions", "device")
 
 
-def trace_planner(sweep: Sweep, problem: Any, table: Any, tile: int) -> Callable[[], Engine]:
-    """Traces the engine of a sweep, with room for its calibration episodes; a call compiles it."""
+def compile_planner(sweep: Sweep, problem: Any, table: Any, tile: int) -> Engine:
+    """The engine of a sweep, with room for its calibration episodes."""
     settings, room = sweep.settings, len(sweep.calibration)
-    return trace_engine(problem, table, sweep.evaluation, sweep.mesh, tile, settings.tiles_per_call, room)
+    return compile_engine(problem, table, sweep.evaluation, sweep.mesh, tile, settings.tiles_per_call, room)
 
 
-def trace_rows(sweep: Sweep) -> Callable[[], Engine]:
-    """Traces the engine of a sweep's rows. Every row of its table is full precision until the variants are built: only
-    shapes matter to the compiler.
-    """
-    variants = [sweep.settings.variants[0]] * len(sweep.settings.variants)
-    table = quantized.build_variants(sweep.checkpoint.config, planning_params(sweep.checkpoint.params), variants)
-    return trace_planner(sweep, sweep.problem, table, sweep.tile)
-
-
-def build_engine(
-    sweep: Sweep, log: Callable[[str], None] = lambda line: None, compiled: Callable[[], Engine] | None = None
-) -> Engine:
+def build_engine(sweep: Sweep, log: Callable[[str], None] = lambda line: None) -> Engine:
     """Compiles the planner, calibrates with it, and puts the quantized variants in place.
 
     Args:
       sweep: the sweep.
       log: told of what may take minutes: calibration, and the searches and training of some methods.
-      compiled: gives the engine of :func:`trace_rows` where that is under way.
     """
     settings, checkpoint = sweep.settings, sweep.checkpoint
     params = planning_params(checkpoint.params)
-    engine = (compiled or trace_rows(sweep))()
+    full = [settings.variants[0]] * len(settings.variants)
+    # Until the variants are built, every row of the table is full precision: only shapes matter to the compiler.
+    engine = compile_planner(
+        sweep, sweep.problem, quantized.build_variants(checkpoint.config, params, full), sweep.tile
+    )
     statistics = None
     if any(quantized.needs_statistics(spec) for spec in settings.variants):
         log(f"rows: calibrates on {settings.calibration['episodes']} episodes")
@@ -164,7 +155,7 @@ def _references(sweep: Sweep, folder: ResultsFolder) -> None:
 
         def compiled():
             problem, weights = makers[name]()
-            return trace_planner(sweep, problem, weights, sweep.tile)()
+            return compile_planner(sweep, problem, weights, sweep.tile)
 
         part = Table("reference", names, [cell for cell in cells if cell.variant == variant])
         compute_rows(sweep, folder, part, compiled, shift=variant)
@@ -174,7 +165,7 @@ def _references(sweep: Sweep, folder: ResultsFolder) -> None:
 def _noise_floor(sweep: Sweep, folder: ResultsFolder, table: Table, engine: Callable[[], Engine]) -> None:
     """All cells again, of the same variants, at another tile size: what numerical noise alone changes."""
     table = dataclasses.replace(table, name="noise_floor")
-    other = lambda: trace_planner(sweep, sweep.problem, engine().table, sweep.settings.noise_floor_tile)()
+    other = lambda: compile_planner(sweep, sweep.problem, engine().table, sweep.settings.noise_floor_tile)
     compute_rows(sweep, folder, table, other)
     finish_table(folder, table)
 
@@ -189,23 +180,14 @@ def run_sweep(sweep: Sweep, folder: ResultsFolder) -> bool:
     Returns:
       Whether the rows are complete; other processes may still be at work on theirs.
     """
-    with ThreadPoolExecutor(max_workers=1) as background:
-        return _run_sweep(sweep, folder, background)
-
-
-def _run_sweep(sweep: Sweep, folder: ResultsFolder, background: Executor) -> bool:
     settings = sweep.settings
     table = Table("rows", sweep.names, sweep.cells())
-    compiling = functools.cache(lambda: background.submit(trace_rows(sweep)))
-    log = functools.partial(print, flush=True)
-    engine = functools.cache(lambda: build_engine(sweep, log, compiling().result))
+    engine = functools.cache(lambda: build_engine(sweep, functools.partial(print, flush=True)))
     if len(folder.load(table.name)) < len(table.cells):
         _note_start(sweep, folder)
     if folder.process == 0:
         save_descriptions(sweep, folder)
         if settings.references:
-            if len(folder.load(table.name)) < len(table.cells):
-                compiling()  # beside what the references compile: XLA's compiler keeps one core busy
             _references(sweep, folder)
     compute_rows(sweep, folder, table, engine, processes=sweep.processes)
     if folder.process == 0 and settings.noise_floor_tile:

@@ -52,8 +52,8 @@ def open_workdir(workdir: str | Path, config: Mapping[str, Any], provenance: Map
     return workdir
 
 
-def check_folder(workdir: Path) -> None:
-    """Reads what an earlier start left in a folder of `open_workdir`.
+def check_folder(workdir: Path) -> bool:
+    """Reads what an earlier start left in a folder of `open_workdir`; whether that is all there is to do.
 
     Raises:
       ValueError: a file is damaged or missing; the message names it and what to delete.
@@ -63,12 +63,14 @@ def check_folder(workdir: Path) -> None:
             load_trajectories(workdir / "data" / f"{name}.npz")
     for stage in STAGES:
         stage_progress(workdir / stage)
-    if (workdir / _SUMMARY).exists():
-        try:
-            json.loads((workdir / _SUMMARY).read_text("utf-8"))
-            native.load_model(workdir / "model")
-        except (ValueError, OSError) as error:
-            raise ValueError(f"{error}; delete {workdir / _SUMMARY} to write it and the model anew") from None
+    if not (workdir / _SUMMARY).exists():
+        return False
+    try:
+        json.loads((workdir / _SUMMARY).read_text("utf-8"))
+        native.load_model(workdir / "model")
+    except (ValueError, OSError) as error:
+        raise ValueError(f"{error}; delete {workdir / _SUMMARY} to write it and the model anew") from None
+    return True
 
 
 def train(
