@@ -1,5 +1,6 @@
 """Methods that look at blocks take whatever axes lie between samples and channels, and parameters in any mapping."""
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -101,3 +102,42 @@ def test_frozen_parameters_give_the_same_in_their_own_structure(params, name):
     assert jax.tree.structure(frozen.params) == jax.tree.structure(freeze(params))
     jax.tree.map(np.testing.assert_array_equal, frozen.params.unfreeze(), plain.params)
     jax.tree.map(np.testing.assert_array_equal, quant.expand(quant.pack(frozen.params, frozen.codes)), frozen.params)
+
+
+class Unit(nn.Module):
+    """A block that divides by the length of its input, as normalizations without an epsilon do."""
+
+    @nn.compact
+    def __call__(self, x):
+        return nn.Dense(WIDTH, name="fc1")(nn.LayerNorm(name="norm")(x / jnp.linalg.norm(x, axis=-1, keepdims=True)))
+
+
+UNIT = quant.Block(linen.ModuleApply(Unit()), ("fc1",), (quant.Pair("norm", ("fc1",)),))
+ON_UNITS = {"awq": quant.awq(3), "omniquant": quant.omniquant(3, epochs=2, optimizer=ADAM)}
+
+
+@pytest.mark.parametrize("method", ON_UNITS)
+def test_empty_places_of_a_sample_spoil_nothing(method):
+    params = {"only": Unit().init(jax.random.key(0), jnp.ones((1, WIDTH)))["params"]}
+    ranges = quant.channel_ranges()
+    quantized = []
+    for room in (4, 7):
+        statistics = sampled((4, 6), room)["first"] | {"fc1": {"input": ranges.update(ranges.empty(TOKENS), TOKENS)}}
+        topology = quant.Topology(((("only", UNIT),),))
+        state = quant.quantize(ON_UNITS[method], params, {"only": statistics}, topology)
+        assert all(jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+        quantized.append(state["params"])
+    if method == "awq":
+        chex.assert_trees_all_close(*quantized, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ON_UNITS)
+def test_a_block_that_gives_no_number_is_named(method):
+    params = {"only": Unit().init(jax.random.key(0), jnp.ones((1, WIDTH)))["params"]}
+    ranges = quant.channel_ranges()
+    observer, x = quant.sequences(4), TOKENS.reshape(4, 6, WIDTH).at[1, 2].set(0.0)
+    statistics = {"block": observer.update(observer.empty(x), x)}
+    statistics |= {"fc1": {"input": ranges.update(ranges.empty(TOKENS), TOKENS)}}
+    topology = quant.Topology(((("only", UNIT),),))
+    with pytest.raises(ValueError, match=r"output of block 'only' has \d+ NaN or infinite values of 192$"):
+        quant.quantize(ON_UNITS[method], params, {"only": statistics}, topology)

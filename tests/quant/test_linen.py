@@ -421,3 +421,55 @@ def test_mistakes_in_calibration_are_said_in_one_sentence(network, images):
             quant.calibrate(function, params, [(images,)])
     with pytest.raises(TypeError, match="merge_statistics takes the statistics of one or more streams, got none$"):
         quant.merge_statistics()
+
+
+# Made once: what is compiled is remembered with the class.
+CompiledDense, CompiledHead = nn.jit(nn.Dense), nn.jit(Head)
+
+
+class Jitted(nn.Module):
+    """A model that compiles a part of itself, as large ones do; its block gets its input by keyword."""
+
+    @nn.compact
+    def __call__(self, x):
+        x = CompiledDense(6, name="first")(x)
+        return CompiledHead(name="second")(x=x)
+
+
+def test_a_part_compiled_before_is_observed_and_quantized():
+    model, x = Jitted(), jax.random.normal(jax.random.key(2), (4, 6))
+    params = model.init(jax.random.key(0), x)["params"]
+    exact = model.apply({"params": params}, x)
+    observed = linen.observe(model, observer=quant.minmax(), blocks=["second"])
+    for _ in range(2):
+        statistics = observed({"params": params}, None, x)
+        assert set(quant.site_statistics(statistics)) == {"first", "second/dense"}
+        hidden = x @ params["first"]["kernel"] + params["first"]["bias"]
+        chex.assert_trees_all_close(statistics["second"]["block"].inputs[:4].sum(), hidden.sum(), rtol=1e-4)
+    variables = quant.quantize(quant.static_activations(3), params, statistics)
+    got = [linen.quantized_apply(model)(variables, x) for _ in range(2)]
+    straight = linen.quantized_apply(model, quant.straight_through_round)
+    gradient = jax.grad(lambda x: straight(variables, x).sum())(x)
+    assert jnp.abs(got[0] - exact).max() > 1e-2
+    assert jnp.abs(gradient).max() > 0  # a trace with plain rounding would have none
+    chex.assert_trees_all_equal(*got)
+    chex.assert_trees_all_equal(model.apply({"params": params}, x), exact)
+
+
+@pytest.mark.parametrize("mutable", [False, "batch", ["batch"], True])
+def test_what_a_caller_may_mutate_stays_as_it_says(mutable):
+    model, x = Head(), jnp.ones((2, 3))
+    variables = model.init(jax.random.key(0), x)
+    got = linen.quantized_apply(model)(variables, x, mutable=mutable)
+    chex.assert_trees_all_equal(got, model.apply(variables, x, mutable=mutable))
+
+
+def test_streams_that_drew_alike_do_not_merge(network, images):
+    model, params, _ = network
+    gather = lambda seed: quant.calibrate(
+        linen.observe(model, observer=quant.channel_ranges(tokens=64, seed=seed)), {"params": params}, [(images,)]
+    )
+    sentence = "two streams sampled 'conv/input' by the same draws; give every stream's observer a seed= of its own$"
+    with pytest.raises(ValueError, match=sentence):
+        quant.merge_statistics(gather(1), gather(2), gather(1))
+    quant.merge_statistics(gather(1), gather(2))

@@ -178,6 +178,11 @@ def test_transforms_refuse_what_overflows_by_its_name():
         quant.quantize(quant.rtn(2), params)
     with pytest.raises(ValueError, match="^calibration statistic 'a/minimum'" + sentence):
         quant.quantize(quant.static_activations(2), params, {"a": {"input": seen}})
+    half = {"a": {"kernel": jnp.array([[4e4], [-1.0]], jnp.float16)}}
+    with pytest.raises(
+        ValueError, match=r"^weight 'a/kernel' has values beyond 3.3e\+04, near which float16 grids over"
+    ):
+        quant.quantize(quant.rtn(2), half)
     params = {"a": {"kernel": jnp.array([[8e37], [-8e37]])}}
     for bits in (2, 3, 8):
         assert jnp.isfinite(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmq_jax.quant import grid, paths, weights
-from wmq_jax.quant.block_inputs import capture, check_block_inputs, mean_over, sampled_inputs
+from wmq_jax.quant.block_inputs import capture, check_block_inputs, check_outputs, mean_over, sampled_inputs
 from wmq_jax.quant.equalization import check_following, check_order, check_topology, rescale, rescale_statistics
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import Block, Pair, Topology
@@ -122,7 +122,7 @@ def awq(
     Raises:
       ValueError: ``stale_grids`` without rounding; and from ``check``: no topology, a ``scaled`` that matches no pair,
         no sampled block input, statistics that cannot follow, a kernel whose inputs are not the channels of its tap (a
-        convolution's), NaN or infinity; the site is named.
+        convolution's), NaN or infinity; the site is named. From ``apply``: a block gives NaN or infinity.
     """
     try:
         re.compile(scaled)
@@ -161,6 +161,7 @@ def awq(
                 found = awq_block(matrices, x, mask, bits, view, spec)
                 changed = reshape_like(found.params, part)
                 state, x = replace_block(state, path, changed, block.sites, found.codes, bits), found.output
+                check_outputs(path, x)
                 for pair in spec.pairs(block):
                     if pair.producer is not None:
                         statistics = rescale_statistics(statistics, path, pair, found.scales[pair.consumers[0]])
@@ -256,7 +257,7 @@ def _search_scale(params, as_run, x, output, inputs, mask, bits, block: Block, p
 
     ratios = jnp.arange(spec.ratios) / spec.ratios
     losses = jax.lax.map(loss_of, ratios)
-    return scale_of(ratios[jnp.argmin(losses)]), losses
+    return scale_of(ratios[jnp.nanargmin(losses)]), losses
 
 
 def search_clip(kernel: jax.Array, x: jax.Array, mask: jax.Array, bits, spec: AWQSpec) -> jax.Array:

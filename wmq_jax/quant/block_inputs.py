@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from wmq_jax.quant import calibration, paths
 from wmq_jax.quant.matrices import as_matrices
+from wmq_jax.quant.statistics import Sequences
 from wmq_jax.quant.taps import thread
 from wmq_jax.quant.topology import Block, Stack, Topology
 from wmq_jax.quant.transform import State, block_params
@@ -28,10 +29,32 @@ def sampled_inputs(statistics: PyTree, stack: Stack) -> tuple[jax.Array, jax.Arr
     Whatever axes there are between samples and channels, a token is what lies along the last one.
     """
     sample = calibration.block_statistics(statistics)[stack[0][0]]
+    inputs = _filled_up(sample)
     # Of samples that are one token each, the axis whose length is known is that of the channels.
     mask = sample.mask() if sample.inputs.ndim > 2 else sample.mask()[:, 0]
-    leading = sample.inputs.shape[:-1]
-    return sample.inputs, jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (len(leading) - mask.ndim)), leading)
+    leading = inputs.shape[:-1]
+    return inputs, jnp.broadcast_to(mask.reshape(mask.shape + (1,) * (len(leading) - mask.ndim)), leading)
+
+
+def _filled_up(sample: Sequences) -> jax.Array:
+    """The inputs, with the first sequence in empty places and each one's last token after its end.
+
+    Zeros there would be no input that the block ever sees, and what it makes of them may be no number.
+    """
+    kept = sample.priority > 0
+    place = lambda leaf: jnp.where(kept.reshape(kept.shape + (1,) * (leaf.ndim - 1)), leaf, leaf[:1])
+    inputs, length = place(sample.inputs), place(sample.length)
+    tokens = jnp.minimum(jnp.arange(inputs.shape[1]), jnp.maximum(length, 1)[:, None] - 1)
+    return jax.vmap(lambda sequence, order: sequence[order])(inputs, tokens)
+
+
+def check_outputs(path: str, outputs: jax.Array) -> None:
+    """Checks on the host that a block gives finite numbers for its sampled inputs; a tracer passes.
+
+    Raises:
+      ValueError: naming the block.
+    """
+    paths.check_finite("output of block", {path: outputs})
 
 
 def mean_over(mask: jax.Array, x: jax.Array) -> jax.Array:

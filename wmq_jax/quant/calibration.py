@@ -69,12 +69,13 @@ def merge_statistics(*parts: PyTree) -> PyTree:
 
     Raises:
       TypeError: there are none.
-      ValueError: they are of other sites or observers.
+      ValueError: they are of other sites or observers, or keep samples by the same draws.
     """
     if not parts:
         raise TypeError("merge_statistics takes the statistics of one or more streams, got none")
     for other in parts[1:]:
         _check_alike(parts[0], other)
+    _check_draws(parts)
     merge = functools.partial(jax.tree.map, lambda a, b: a.merge(b), is_leaf=is_statistic)
     return functools.reduce(merge, parts)
 
@@ -156,6 +157,26 @@ def _check_alike(one: PyTree, other: PyTree, everywhere: bool = True) -> None:
         ours, theirs = (kind.get(name, "nothing") for kind in kinds)
         if ours != theirs:
             raise ValueError(f"statistics do not fit each other: of '{name}' one has {ours}, the other {theirs}")
+
+
+def _check_draws(parts: tuple[PyTree, ...]) -> None:
+    """Checks on the host that no two streams have drawn alike: of places drawn alike, all or none would be kept."""
+    seen: dict[str, list[np.ndarray]] = {}
+    for part in parts:
+        for name, statistic in paths.named_leaves(part, is_leaf=is_statistic).items():
+            priority = getattr(statistic, "priority", None)
+            if priority is None or not paths.is_known(priority):
+                continue
+            draws = np.asarray(priority)
+            draws = np.unique(draws[draws > 0])
+            for other in seen.setdefault(name, []):
+                # Of independent draws a few of many are the same by chance, since float32 has few of them.
+                if len(np.intersect1d(draws, other)) > min(len(draws), len(other)) / 2:
+                    raise ValueError(
+                        f"two streams sampled '{name}' by the same draws; give every stream's observer a seed= of "
+                        "its own"
+                    )
+            seen[name].append(draws)
 
 
 def _ending_in(last: str, statistics: PyTree) -> dict[str, Any]:

@@ -9,18 +9,22 @@ same name (``quant.tap``), and each iteration of a scan has a statistic and a qu
 well as layers. With ``variable_axes={'params': 0, 'quant': 0, 'stats': 0}`` the collections are used there too.
 
 The context must be entered *inside* the function that is jitted: a function compiled before
-ignores it, and one compiled within it keeps it.
+ignores it, and one compiled within it keeps it. ``quantized_apply`` and ``observe`` see to that for ``nn.jit`` inside a
+model.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import inspect
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core.scope import DenyList, union_filters
 
 from wmq_jax.quant import calibration, functions, paths
 from wmq_jax.quant.activations import kernel_sites
@@ -80,7 +84,12 @@ def observe_blocks(observer: Observer, blocks: Iterable[str], hidden: Hidden | N
 
     def intercept(next_function, args, kwargs, context):
         if _name(context.module) in chosen and context.method_name == "__call__":
-            args = (_update(context.module, BLOCK, observer, args[0], hidden), *args[1:])
+            update = lambda x: _update(context.module, BLOCK, observer, x, hidden)
+            if args:
+                args = (update(args[0]), *args[1:])
+            else:
+                first = next(iter(inspect.signature(context.module.__call__).parameters))
+                kwargs = {**kwargs, first: update(kwargs[first])}
         return next_function(*args, **kwargs)
 
     with nn.intercept_methods(intercept):
@@ -102,7 +111,7 @@ def quantized_apply(model: nn.Module, rounding: Rounding = jnp.round) -> Callabl
 
         def run(variables, *args, **kwargs):
             with quantize_inputs(rounding, beside), nn.intercept_methods(_entered(entered)):
-                return model.apply(variables, *args, **kwargs)
+                return _apply_anew(model, variables, *args, **kwargs)
 
         def beside(name, x):
             if name not in quantizers:
@@ -155,7 +164,7 @@ def observe(
 
         def run(variables, *batch):
             with observe_inputs(observer, beside), observe_blocks(block_observer, blocks, beside):
-                return model.apply(variables, *batch, method=method, mutable=[STATS])[1].get(STATS, {})
+                return _apply_anew(model, variables, *batch, method=method, mutable=[STATS])[1].get(STATS, {})
 
         def beside(name, x):
             hidden.add(name)
@@ -176,6 +185,22 @@ def observe(
         return paths.nest(states, updated)
 
     return update
+
+
+_TRACES = itertools.count()
+
+
+def _apply_anew(model: nn.Module, variables: Any, *args: Any, mutable: Any = False, **kwargs: Any) -> Any:
+    """``model.apply``, for which ``nn.jit`` inside the model traces anew: what it remembers knows no interception.
+
+    What may be mutated is part of what ``nn.jit`` remembers a function by; a collection that is never there makes
+    that different, and nothing else.
+    """
+    unused = f"{QUANT}_trace_{next(_TRACES)}"
+    if mutable is True:
+        return model.apply(variables, *args, mutable=DenyList(unused), **kwargs)
+    out, changed = model.apply(variables, *args, mutable=union_filters(mutable, unused), **kwargs)
+    return out if mutable is False else (out, changed)
 
 
 def _check_seen(updated: Any, hidden: set[str], blocks: Iterable[str]) -> None:

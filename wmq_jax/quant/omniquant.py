@@ -17,7 +17,7 @@ import numpy as np
 
 from wmq_jax.quant import calibration, paths, weights
 from wmq_jax.quant import grid as grids
-from wmq_jax.quant.block_inputs import check_block_inputs, sampled_inputs
+from wmq_jax.quant.block_inputs import check_block_inputs, check_outputs, sampled_inputs
 from wmq_jax.quant.equalization import (
     SMALLEST_SCALE,
     channel_statistics,
@@ -119,7 +119,7 @@ def omniquant(
     Raises:
       ValueError: epochs without an optimizer; and from ``check``: no topology, no sampled block input, no statistics of
         channels, a kernel whose inputs are not the channels of its tap (a convolution's), NaN or infinity; the site is
-        named.
+        named. From ``apply``: a float block gives NaN or infinity.
     """
     if not isinstance(epochs, int) or epochs < 0 or (epochs and optimizer is None):
         raise ValueError(f"omniquant takes epochs of 0, or more with an optimizer; got {epochs} and {optimizer}")
@@ -163,6 +163,7 @@ def omniquant(
                 changed = reshape_like(trained.params, part)
                 state = replace_block(state, path, changed, block.sites, trained.codes, bits)
                 x, target = trained.output, trained.target
+                check_outputs(path, target)
                 for pair in foldable(block):
                     moved = trained.learned[TRANSFORM][pair.consumers[0]]
                     statistics = rescale_statistics(statistics, path, pair, moved["scale"], moved.get("shift", 0.0))
