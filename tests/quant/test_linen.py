@@ -473,3 +473,14 @@ def test_streams_that_drew_alike_do_not_merge(network, images):
     with pytest.raises(ValueError, match=sentence):
         quant.merge_statistics(gather(1), gather(2), gather(1))
     quant.merge_statistics(gather(1), gather(2))
+
+
+def test_one_quantizer_for_scanned_layers_is_refused():
+    model, x = Stack(), jnp.ones((2, 4))
+    params = model.init(jax.random.key(0), x)["params"]
+    variables = quant.quantize(quant.dynamic_activations(8), params)
+    sentence = (
+        "quantizer of site 'layers/dense', or another, has no axis for the scan or vmap that carries 'quant'; give"
+    )
+    with pytest.raises(ValueError, match=sentence):
+        linen.quantized_apply(model)(variables, x)

@@ -142,3 +142,11 @@ def test_nan_and_infinity_in_one_token_stay_there():
         clean, spoiled = QUANTIZE(x, quantizer), QUANTIZE(bad, quantizer)
         np.testing.assert_array_equal(np.delete(spoiled, 1, 0), np.delete(clean, 1, 0))
         assert np.isnan(spoiled[1, 2])
+
+
+def test_small_activations_gain_from_more_bits():
+    x = 1e-9 * jax.random.normal(jax.random.key(0), (32, 16))
+    error = lambda bits: jnp.mean(
+        (quant.fake_quant(x, quant.static_quantizer(x.min(), x.max(), bits)) / 1e-9 - x / 1e-9) ** 2
+    )
+    assert error(8) < error(6) / 4 < error(4) / 16

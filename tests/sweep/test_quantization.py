@@ -322,6 +322,16 @@ def test_quantized_checkpoints_are_not_taken_for_others(done, make_config):
         (lambda d: next(iter(d["packed"].values())).update(bits=7), "its parameters do not fit its configuration"),
         (lambda d: next(iter(d["packed"].values())).pop("zero"), "its packed '.*' cannot be read"),
         (lambda d: next(iter(d["quantizers"].values())).pop("scale"), "its quantizer of site '.*' cannot be read"),
+        (lambda d: next(iter(d["packed"].values())).update(zero=999), "zero 999 is no code of"),
+        (
+            lambda d: next(iter(d["quantizers"].values())).update(scale=-1.0),
+            "its quantizer of site '.*' has scale -1.0",
+        ),
+        (lambda d: next(iter(d["quantizers"].values())).update(mode=7), "its quantizer of site '.*' has mode 7"),
+        (
+            lambda d: next(iter(d["quantizers"].values())).update(qmax=1e9),
+            "its quantizer of site '.*' has (scale|zero|qmax)",
+        ),
         (lambda d: d.update(packed=[]), "must have the fields"),
     ],
 )

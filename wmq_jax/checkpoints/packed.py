@@ -104,8 +104,27 @@ def quantizers_from_json(described: Mapping[str, Mapping[str, Any]]) -> Any:
             arrays = {field: jnp.asarray(fields[field], dtype) for field, dtype in dtypes.items()}
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"its quantizer of site {quoted(site)} cannot be read ({plain(error)})") from None
+        _check_quantizer(site, quant.Quantizer(**fields))
         quantizers[f"{site}/input"] = quant.Quantizer(**arrays)
     return paths.nest(quantizers)
+
+
+def _check_quantizer(site: str, quantizer: quant.Quantizer) -> None:
+    """Checks the numbers of a quantizer that a file describes.
+
+    Raises:
+      ValueError: naming the site and what none of our quantizers has.
+    """
+    steps = quantizer.qmax - quantizer.qmin
+    sound = {
+        "mode": quantizer.mode in (quant.STATIC, quant.PER_TOKEN),
+        "scale": 0 < quantizer.scale < math.inf,
+        "zero_point": quantizer.qmin <= quantizer.zero_point <= quantizer.qmax,
+        "qmax": steps in (2.0**bits - 1 for bits in range(quant.MIN_BITS, quant.MAX_BITS + 1)),
+    }
+    for field, good in sound.items():
+        if not good:
+            raise ValueError(f"its quantizer of site {quoted(site)} has {field} {getattr(quantizer, field)}")
 
 
 def _arrays(kernel: quant.PackedKernel) -> dict[str, Any]:
@@ -116,16 +135,19 @@ def _abstract_kernel(leaf: jax.ShapeDtypeStruct, fields: Mapping[str, Any]) -> q
     bits = quant.canonical_bits(fields["bits"])
     if not quant.MIN_BITS <= bits <= quant.MAX_BITS:
         raise ValueError(f"{bits} bits")
+    zero = fields["zero"]
+    if zero is not None and (not isinstance(zero, int) or not 0 <= zero < 2**bits):
+        raise ValueError(f"zero {zero!r} is no code of {bits} bits")
     spec = quant.WeightSpec(None, fields["group_size"], fields["layout"], tuple(fields["output_axes"]))
     rows, groups, _ = quant.group_shape(leaf.shape, spec)
     floats = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
     return quant.PackedKernel(
         stream=jax.ShapeDtypeStruct((-(-math.prod(leaf.shape) * bits // 8),), jnp.uint8),
         scale=floats((rows, groups, 1)),
-        zero_point=floats((rows, groups, 1)) if fields["zero"] is None else None,
+        zero_point=floats((rows, groups, 1)) if zero is None else None,
         divisor=None if fields["divisor"] is None else floats(tuple(fields["divisor"])),
         bits=bits,
-        zero=fields["zero"],
+        zero=zero,
         shape=leaf.shape,
         dtype=str(leaf.dtype),
         spec=spec,

@@ -102,7 +102,8 @@ def quantized_apply(model: nn.Module, rounding: Rounding = jnp.round) -> Callabl
     A call may need a part of the model only (``method=``): quantizers of kernels that it does not come by wait.
 
     Raises (the result, while it is traced):
-      ValueError: a quantizer is of no Dense, DenseGeneral, Einsum or convolution of the model; it is named.
+      ValueError: a quantizer is of no Dense, DenseGeneral, Einsum or convolution of the model, or one of a single
+        layer meets a scan or vmap that carries 'quant'; it is named.
     """
 
     def apply(variables, *args, **kwargs):
@@ -119,7 +120,17 @@ def quantized_apply(model: nn.Module, rounding: Rounding = jnp.round) -> Callabl
             hidden.add(name)
             return tap(x, name)
 
-        out = run(variables, *args, **kwargs)
+        try:
+            out = run(variables, *args, **kwargs)
+        except IndexError as error:
+            # Flax's, which takes a slice of every variable that a lifted transform carries along an axis.
+            scalars = [name for name, quantizer in quantizers.items() if not jnp.ndim(quantizer.mode)]
+            if not scalars:
+                raise
+            raise ValueError(
+                f"the quantizer of site '{scalars[0]}', or another, has no axis for the scan or vmap that carries "
+                "'quant'; give bits as an array, one for each layer"
+            ) from error
         _check_used(quantizers, entered, variables)
         if not hidden:
             return out

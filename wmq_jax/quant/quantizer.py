@@ -58,8 +58,8 @@ def static_quantizer(minimum, maximum, bits, *, include_zero: bool = True, zero_
         stack of quantizers (one for each scanned layer).
       bits: 2..15 or none; an integer or an int32 array that broadcasts with the range.
       include_zero: extend the range to contain 0. False keeps it as observed, which is the
-        released behaviour: ``z`` is then clipped for one-sided data, and what lies beyond
-        ``Q * s`` is cut off.
+        released behaviour: ``z`` is then clipped for one-sided data, what lies beyond
+        ``Q * s`` is cut off, and scales are at least 2^-23.
       zero_point_first: round after adding the zero point, as the released code does.
     """
     bits = grids.canonical_bits(bits)
@@ -67,7 +67,8 @@ def static_quantizer(minimum, maximum, bits, *, include_zero: bool = True, zero_
     if include_zero:
         low, high = jnp.minimum(low, 0.0), jnp.maximum(high, 0.0)
     qmin, qmax = grids.unsigned_limits(bits)
-    scale = jnp.maximum(grids.step_between(low, high, qmax), grids.EPSILON)
+    floor = jnp.where(include_zero, grids.SMALLEST_SCALE, grids.EPSILON)
+    scale = jnp.maximum(grids.step_between(low, high, qmax), floor)
     zero_point = jnp.clip(-jnp.round(exact_divide(low, scale)), qmin, qmax)
     mode = jnp.where(grids.is_quantized(bits), STATIC, OFF)
     return _broadcast_fields(mode, scale, zero_point, qmin, qmax, zero_point_first, include_zero)
