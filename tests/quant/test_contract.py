@@ -164,8 +164,11 @@ def inputs(seed):
 
 
 @functools.cache
-def calibrated(observer):
-    """(params, statistics); kernels have outliers, a zero row and column, a constant column, and exact half steps."""
+def calibrated(observer, size=1.0, dtype=jnp.float32):
+    """(params, statistics), both of inputs and weights of this size.
+
+    Kernels have outliers, a zero row and column, a constant column, and exact half steps.
+    """
     rng = np.random.default_rng(0)
     shapes = jax.eval_shape(Model().init, jax.random.key(0), inputs(0))["params"]
     params = jax.tree.map(lambda leaf: rng.normal(len(leaf.shape) == 1, 0.5, leaf.shape).astype(np.float32), shapes)
@@ -175,9 +178,11 @@ def calibrated(observer):
         kernel[3], kernel[:, 1], kernel[:, 2], kernel[0, 4] = 0, 0, 0.75, -6
         kernel[:, 5] = np.arange(len(kernel)) / 8
         params["block"][site]["bias"] -= 1
-    params = jax.tree.map(jnp.asarray, params)
+        params["block"][site] = jax.tree.map(lambda leaf: leaf * np.float32(size), params["block"][site])
+    params = jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)
     observe = linen.observe(Model(), None, observer, ["block"], quant.sequences(6))
-    return params, quant.calibrate(observe, {"params": params}, [(inputs(0),), (inputs(2),)])
+    batches = [((size * inputs(seed)).astype(dtype),) for seed in (0, 2)]
+    return params, quant.calibrate(observe, {"params": params}, batches)
 
 
 @pytest.fixture
@@ -288,6 +293,28 @@ def test_error_falls_as_bits_rise_by_two(name, setting):
     errors = [float(((outputs(state, x) - exact) ** 2).mean()) for state in states]
     assert all(finer <= coarser * 1.01 for coarser, finer in zip(errors, errors[2:])), errors
     assert errors[-1] < errors[0] * 1e-2
+
+
+# Of per-token ranges as observed, the released scale is at least 1e-5.
+@every([name for name in METHODS if METHODS[name].finest and name != "per token, range as observed"])
+@pytest.mark.parametrize("size", [2.0**-14, 2.0**6])
+def test_error_falls_whatever_the_size(name, size):
+    params, statistics = calibrated(METHODS[name].observer, size)
+    x = quant.block_statistics(statistics)["block"].inputs
+    exact = function(params, x)
+    coarse, fine = (
+        float(jnp.linalg.norm((outputs(compiled(name)(bits, params, statistics), x) - exact) / size)) for bits in (4, 8)
+    )
+    assert fine < coarse * 0.25, (fine, coarse)
+
+
+@every(METHODS)
+def test_what_was_calibrated_in_bfloat16_serves(name):
+    params, statistics = calibrated(METHODS[name].observer, dtype=jnp.bfloat16)
+    state = compiled(name)(8, params, statistics)
+    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype(jnp.bfloat16)}
+    widened = calibrated(METHODS[name].observer)
+    assert distance(state, compiled(name)(8, *widened), inputs(3)) < 0.05
 
 
 @every(WEIGHTS)
