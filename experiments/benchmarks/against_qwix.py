@@ -22,6 +22,7 @@ from wmq_jax.checkpoints.native import bundled_model_path, load_model
 from wmq_jax.data import Normalizer
 from wmq_jax.envs import make_env
 from wmq_jax.models import WorldModel, WorldModelConfig, normalize_image
+from wmq_jax.runtime.devices import configure
 from wmq_jax.training.generate import random_position
 
 PyTree = Any
@@ -53,6 +54,7 @@ def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, floa
       ValueError: Qwix is not installed.
     """
     qwix_modules()
+    configure()
     checkpoint = load_model(bundled_model_path())
     model = WorldModel(checkpoint.config.replace(decoder=None))
     params = jax.device_put({name: part for name, part in checkpoint.params.items() if name != "decoder"})

@@ -18,6 +18,7 @@ from experiments.benchmarks.common import in_a_process, peak_bytes, random_param
 from wmq_jax import quant
 from wmq_jax import quantized as q
 from wmq_jax.models import PredictorConfig, ViTConfig, WorldModelConfig, official_config
+from wmq_jax.runtime.devices import configure
 
 PyTree = Any
 
@@ -35,6 +36,7 @@ def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, floa
     Raises:
       ValueError: a method or a size that there is not.
     """
+    configure()  # what is recorded of the run is asked here; each measuring process does the same
     model_config(config["size"])
     variants = [f"{method}:{config['bits']}" for method in config["methods"].split()]
     for variant in variants:
@@ -47,6 +49,7 @@ def measure(variant: str, size: str) -> dict[str, float]:
 
     A model's weights and samples are in memory before the clock starts, and count as memory.
     """
+    configure()
     # Otherwise what is compiled and what is computed overlap, and one cannot be told from the other.
     jax.config.update("jax_cpu_enable_async_dispatch", False)
     specs = [q.parse_variant(variant)]

@@ -110,9 +110,7 @@ def compute_rows(
       processes: how many processes share the table. A cell belongs to a process by its place in the table, whatever is
         done.
     """
-    done = folder.load(table.name)
-    share = table.cells[folder.process % processes :: processes]
-    missing = [cell for cell in share if table.key(cell) not in done]
+    share, missing = _share(folder, table, processes)
     if not missing:
         return
     print(f"{table.name}: compiles the planner", flush=True)
@@ -127,6 +125,13 @@ def compute_rows(
         folder.time(table=table.name, plans=call.plans, seconds=round(call.seconds, 4), cells=len(call.finished))
         bar.update(len(call.finished), call.iterations)
     bar.close()
+
+
+def _share(folder: ResultsFolder, table: Table, processes: int) -> tuple[Sequence[Cell], list[Cell]]:
+    """The cells of the table that are this process's, and those of them whose rows the folder lacks."""
+    done = folder.load(table.name)
+    share = table.cells[folder.process % processes :: processes]
+    return share, [cell for cell in share if table.key(cell) not in done]
 
 
 def finish_table(folder: ResultsFolder, table: Table) -> bool:
@@ -183,7 +188,7 @@ def run_sweep(sweep: Sweep, folder: ResultsFolder) -> bool:
     settings = sweep.settings
     table = Table("rows", sweep.names, sweep.cells())
     engine = functools.cache(lambda: build_engine(sweep, functools.partial(print, flush=True)))
-    if len(folder.load(table.name)) < len(table.cells):
+    if _share(folder, table, sweep.processes)[1]:
         _note_start(sweep, folder)
     if folder.process == 0:
         save_descriptions(sweep, folder)
