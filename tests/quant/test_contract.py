@@ -295,8 +295,8 @@ def test_error_falls_as_bits_rise_by_two(name, setting):
     assert errors[-1] < errors[0] * 1e-2
 
 
-# Of per-token ranges as observed, the released scale is at least 1e-5.
-@every([name for name in METHODS if METHODS[name].finest and name != "per token, range as observed"])
+# Not of per-token ranges as observed, whose released scale is at least 1e-5. One row a kind: searches take long.
+@every(["rtn in groups", "omse", "smoothquant", "awq", "omniquant", "static", "per token"])
 @pytest.mark.parametrize("size", [2.0**-14, 2.0**6])
 def test_error_falls_whatever_the_size(name, size):
     params, statistics = calibrated(METHODS[name].observer, size)
@@ -308,7 +308,7 @@ def test_error_falls_whatever_the_size(name, size):
     assert fine < coarse * 0.25, (fine, coarse)
 
 
-@every(METHODS)
+@every(["smoothquant", "awq", "omniquant", "static", "per token"])
 def test_what_was_calibrated_in_bfloat16_serves(name):
     params, statistics = calibrated(METHODS[name].observer, dtype=jnp.bfloat16)
     state = compiled(name)(8, params, statistics)
