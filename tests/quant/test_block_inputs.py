@@ -141,11 +141,3 @@ def test_a_block_that_gives_no_number_is_named(method):
     topology = quant.Topology(((("only", UNIT),),))
     with pytest.raises(ValueError, match=r"output of block 'only' has \d+ NaN or infinite values of 192$"):
         quant.quantize(ON_UNITS[method], params, {"only": statistics}, topology)
-
-
-def test_a_chain_that_rounds_twice_is_refused_before_its_search(params):
-    statistics, searches = sampled((4, 6), 4), quant.awq_block._cache_size()
-    for chain in (quant.chain(quant.awq(3), quant.rtn(3)), quant.chain(quant.rtn(3), quant.awq(3))):
-        with pytest.raises(ValueError, match="'first/fc1/kernel'"):
-            chain.check(quant.State(params, {}, statistics), TOPOLOGY)
-    assert quant.awq_block._cache_size() == searches
