@@ -102,9 +102,10 @@ def quantizers_from_json(described: Mapping[str, Mapping[str, Any]]) -> Any:
     for site, fields in described.items():
         try:
             arrays = {field: jnp.asarray(fields[field], dtype) for field, dtype in dtypes.items()}
+            numbers = quant.Quantizer(**fields)
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"its quantizer of site {quoted(site)} cannot be read ({plain(error)})") from None
-        _check_quantizer(site, quant.Quantizer(**fields))
+        _check_quantizer(site, numbers)
         quantizers[f"{site}/input"] = quant.Quantizer(**arrays)
     return paths.nest(quantizers)
 

@@ -11,13 +11,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 PyTree = Any
 
 # A grid of few bits reaches half a step beyond its range, and the range of both signs is twice as wide.
 LARGEST = 2.0**126
+# The same of float16: it is expanded from float32, so half a step beyond the range is all that may be added.
+LARGEST_HALF = float(np.finfo(np.float16).max) / 2
 
 
 def named_leaves(tree: PyTree, is_leaf: Callable[[Any], bool] | None = None) -> dict[str, Any]:
@@ -83,15 +84,14 @@ def check_finite(kind: str, named: dict[str, Any]) -> None:
     for name, array in named.items():
         if not is_known(array):
             continue
-        values = np.asarray(array, np.float32)
+        given = np.asarray(array)
+        values = given.astype(np.float32)
         finite = np.isfinite(values)
         if not finite.all():
             raise ValueError(f"{kind} '{name}' has {(~finite).sum()} NaN or infinite values of {finite.size}")
-        # What is rounded up may pass the largest value, by half a step at most.
-        largest = min(LARGEST, float(jnp.finfo(array.dtype).max) / 2) if array.dtype == jnp.float16 else LARGEST
+        dtype, largest = ("float16", LARGEST_HALF) if given.dtype == np.float16 else ("float32", LARGEST)
         if (np.abs(values) > largest).any():
-            kept = "float16" if largest < LARGEST else "float32"
-            raise ValueError(f"{kind} '{name}' has values beyond {largest:.1e}, near which {kept} grids overflow")
+            raise ValueError(f"{kind} '{name}' has values beyond {largest:.1e}, near which {dtype} grids overflow")
 
 
 def _names(key_paths: Sequence[tuple]) -> list[str]:
