@@ -12,7 +12,7 @@ _PLANNING = (
     *("name", "checkpoint", "dataset", "env.name", "calibration_source"),
     *_OFFICIAL,
     *_in("methods", "smoothquant_alpha awq_scaled omniquant_alpha omniquant_epochs omniquant_batch"),
-    *_in("methods", "omniquant_transform_rate omniquant_clipping_rate"),
+    *_in("methods", "omniquant_transform_rate omniquant_clipping_rate released"),
     *_in("planner", "optimizer horizons executed iterations seeds samples elites steps init_std check_every"),
     *_in("planner", "learning_rate step_noise objective alpha base"),
     *_in("episodes", "count base_seed goal_source goal_horizon"),

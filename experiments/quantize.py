@@ -48,4 +48,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config="configs/quantize.py:small", fields=fields.QUANTIZE)
+    cli.run(main, config="configs/quantize.py:small", fields=fields.QUANTIZE, free=("env",))

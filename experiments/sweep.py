@@ -51,10 +51,11 @@ def main(config: dict[str, Any]) -> None:
             return
     from wmq_jax import analysis
 
-    analysis.write_report(folder.path)
-    print(analysis.format_table(analysis.load_results(folder.path)))
+    with cli.one_sentence_errors():
+        analysis.write_report(folder.path)
+        print(analysis.format_table(analysis.load_results(folder.path)))
     print(f"results in {folder.path}; open {folder.path / 'report.html'}")
 
 
 if __name__ == "__main__":
-    cli.run(main, config="configs/wall.py:small", fields=fields.SWEEP)
+    cli.run(main, config="configs/wall.py:small", fields=fields.SWEEP, free=("env",))

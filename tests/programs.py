@@ -13,10 +13,14 @@ from absl import flags
 ROOT = Path(__file__).parents[1]
 
 
+def command(name: str, *arguments) -> list[str]:
+    """The words that start ``experiments/<name>.py`` from the repository's root."""
+    return [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
+
+
 def program(name: str, *arguments, **kwargs) -> subprocess.CompletedProcess:
     """What ``python -m experiments.<name>`` prints and returns, from the repository's root."""
-    command = [sys.executable, "-m", f"experiments.{name}", *map(str, arguments)]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
+    return subprocess.run(command(name, *arguments), cwd=ROOT, capture_output=True, text=True, timeout=300, **kwargs)
 
 
 def program_here(name: str, *arguments) -> subprocess.CompletedProcess:

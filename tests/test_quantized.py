@@ -309,8 +309,54 @@ def test_settings_of_methods_change_what_they_do(world, method, changes):
 
 
 @pytest.mark.parametrize(
+    ("method", "make"),
+    [
+        ("rtn", lambda **rules: quant.rtn(3, 8, "flat", released_limits=True, **rules)),
+        ("omse", lambda **rules: quant.omse(3, 8, "flat", released_limits=True, **rules)),
+        (
+            "awq",
+            lambda **_: quant.awq(
+                3,
+                8,
+                "flat",
+                ".*fc1",
+                clip_queries_keys=True,
+                grid_fn=quant.released_absmax_grid,
+                search_grid=quant.released_range_grid,
+                stale_grids=True,
+            ),
+        ),
+        ("omniquant", lambda **_: quant.omniquant(3, 8, "flat", released=True)),
+    ],
+)
+def test_released_settings_have_the_quirks_of_the_release(world, method, make):
+    _, params, statistics, _ = world
+    settings = quantized.MethodSettings(released=True, omniquant_epochs=0)
+    spec = parse_variant(f"predictor={method}:w3g8a8-tensor")
+    variant = quantized.build_variant(CONFIG, params, spec, statistics, settings)
+    transform = make(rules=quantized.site_rules(CONFIG, "predictor", "kernel"))
+    own = ({"predictor": tree["predictor"]} for tree in (params, statistics))
+    topology = quantized.topology(CONFIG, released_search=True).restricted("predictor")
+    expected = quant.quantize(transform, *own, topology)["params"]
+    jax.tree.map(np.testing.assert_array_equal, variant.params["predictor"], expected["predictor"])
+    plain = quantized.build_variant(CONFIG, params, spec, statistics, quantized.MethodSettings(omniquant_epochs=0))
+    kernels = [paths.named_leaves(state.params) for state in (variant, plain)]
+    assert any((kernels[0][name] != kernels[1][name]).any() for name in variant.codes)
+    zeros = [
+        [leaf for name, leaf in paths.named_leaves(state.quant).items() if name.endswith("include_zero")]
+        for state in (variant, plain)
+    ]
+    assert not np.any(zeros[0]) and np.all(zeros[1])
+    packed = quant.pack(variant.params, variant.codes)
+    jax.tree.map(np.testing.assert_array_equal, quant.expand(packed), variant.params)
+    stored = quantized.summarize_sizes(params, variant)["total"]["bytes"]
+    assert quantized.size_bytes(CONFIG, params, spec, settings) == stored
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
+        (dict(released=1), "methods.released must be true or false, not 1"),
         (dict(smoothquant_alpha=1.5), "methods.smoothquant_alpha must be a number of 0 to 1, not 1.5"),
         (dict(omniquant_alpha="0.5"), "methods.omniquant_alpha must be a number of 0 to 1, not '0.5'"),
         (dict(omniquant_epochs=2.5), "methods.omniquant_epochs must be a whole number of 0 to 10000, not 2.5"),
@@ -351,6 +397,11 @@ def test_what_cannot_be_built_is_named(world):
     with pytest.raises(ValueError, match="lack 'predictor/layers_1/attn/to_qkv/kernel'"):
         deeper = CONFIG.replace(predictor=CONFIG.predictor.replace(depth=2))
         quantized.build_variants(deeper, params, weights)
+    flat = quantized.MethodSettings(released=True)
+    with pytest.raises(
+        ValueError, match="weight 'encoder/blocks_0/attn/qkv/kernel': the flat layout needs a group_size"
+    ):
+        quantized.check_variants(CONFIG, params, [parse_variant("w4g5")], settings=flat)
     bad = jax.tree.map(lambda leaf: leaf, params)
     bad["encoder"]["blocks_1"]["mlp"]["fc2"]["bias"] = (
         bad["encoder"]["blocks_1"]["mlp"]["fc2"]["bias"].at[0].set(jnp.nan)

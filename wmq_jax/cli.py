@@ -8,7 +8,7 @@ import re
 import shlex
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 USAGE_EXIT = 2
 _USER_ERRORS = (ValueError, OSError)
-_KINDS = {int: "a whole number", float: "a number", bool: "true or false"}
+_KINDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 # As absl reads them.
 _BOOLEANS = ("true", "t", "1", "false", "f", "0")
 
@@ -95,16 +95,31 @@ def _take_config_flag(argv: Sequence[str], default: str) -> tuple[str, list[str]
 
 def _check_fields(config: ml_collections.ConfigDict, where: str, fields: Sequence[str]) -> None:
     """Raises ValueError for what a config lacks of the dotted ``fields``: it is another program's."""
-    lacks = []
-    for name in fields:
-        holder = config
-        for part in name.split("."):
-            holder = holder[part] if isinstance(holder, ml_collections.ConfigDict) and part in holder else None
-        if holder is None:
-            lacks.append(name)
+    there = {name for name, _ in _leaves(config)}
+    groups = {name[:end] for name in there for end, letter in enumerate(name) if letter == "."}
+    lacks = [name for name in fields if name not in there | groups]
     if lacks:
         more = f" and {len(lacks) - 5} more" if len(lacks) > 5 else ""
         raise ValueError(f"--config={where} is no config of this program: it lacks {', '.join(lacks[:5])}{more}")
+
+
+def _check_values(config: ml_collections.ConfigDict, where: str, like: Mapping[str, Any], free: Sequence[str]) -> None:
+    """Raises ValueError for a field that ``like`` (name -> value) lacks, or that has another kind of value there.
+
+    Args:
+      config: what ``--config`` gave.
+      where: its name.
+      like: the leaves of the program's own config.
+      free: groups in which any field may be.
+    """
+    leaves = {name: value for name, value in _leaves(config) if name.partition(".")[0] not in free}
+    unknown = [name for name in leaves if name not in like]
+    if unknown:
+        raise ValueError(f"--config={where} has fields that this program does not know: {', '.join(unknown[:5])}")
+    for name, value in leaves.items():
+        kind = type(like[name])
+        if kind in _KINDS and type(value) is not kind and not (kind is float and type(value) is int):
+            raise ValueError(f"--config={where}: {name} must be {_KINDS[kind]}, not {value!r}")
 
 
 def _reads_as(kind: type, text: str) -> bool:
@@ -138,7 +153,12 @@ def _check_overrides(config: ml_collections.ConfigDict, argv: Sequence[str]) -> 
             raise ValueError(f"--{name} must be {_KINDS[type(holder)]}, not {value[0]!r}")
 
 
-def run(main: Callable[..., None], config: str | None = None, fields: Sequence[str] = ()) -> None:
+def run(
+    main: Callable[..., None],
+    config: str | None = None,
+    fields: Sequence[str] = (),
+    free: Sequence[str] | None = None,
+) -> None:
     """Parses the flags and runs the program; whatever is wrong with them is one sentence.
 
     Args:
@@ -146,6 +166,8 @@ def run(main: Callable[..., None], config: str | None = None, fields: Sequence[s
       config: default of ``--config=FILE.py:MODE``; its fields can then be set as ``--config.path=value``. None: the
         program has no config.
       fields: dotted names of the fields that the program needs; a config without one is another program's.
+      free: groups in which a config may have any field; elsewhere it has those of the default config and values of the
+        same kinds. None: the program checks that itself.
     """
     logging.set_verbosity(logging.WARNING)
     # A shell leaves the home folder of --name=~/path to the program.
@@ -155,6 +177,8 @@ def run(main: Callable[..., None], config: str | None = None, fields: Sequence[s
             where, argv = _take_config_flag(argv, config)
             loaded = load_config(where)
             _check_fields(loaded, where, fields)
+            if free is not None:
+                _check_values(loaded, where, dict(_leaves(load_config(config))), free)
             _check_overrides(loaded, argv)
             # Read by ml_collections when the flag is defined: it looks for the overrides itself.
             sys.argv = argv
@@ -181,7 +205,7 @@ def _at_home(match: re.Match[str]) -> str:
 
 def _define_config(loaded: ml_collections.ConfigDict, where: str, default: str) -> Any:
     """The flag under which ml_collections finds the overrides; the file itself was taken from the arguments before."""
-    listed = "\n".join(f"--{name}={value}" for name, value in _leaves("config", loaded.to_dict()))
+    listed = "\n".join(f"--{name}={_as_written(value)}" for name, value in _leaves(loaded, "config"))
     help_text = f"Config file and its mode (default {default}). The fields of {where}, which explains them:\n{listed}"
     try:
         holder = config_flags.DEFINE_config_dict("config", loaded, help_text, lock_config=True)
@@ -193,13 +217,18 @@ def _define_config(loaded: ml_collections.ConfigDict, where: str, default: str) 
         raise ValueError(error) from None
 
 
-def _leaves(name: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Dotted names of a config and their values as one gives them in a shell, groups after the fields beside them."""
-    if not isinstance(value, dict):
-        yield name, shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))
+def _leaves(config: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every field that is no group, by its dotted name, groups after the fields beside them."""
+    if not hasattr(config, "keys"):
+        yield name, config
         return
-    for field in sorted(value, key=lambda field: (isinstance(value[field], dict), field)):
-        yield from _leaves(f"{name}.{field}", value[field])
+    for field in sorted(config, key=lambda field: (hasattr(config[field], "keys"), field)):
+        yield from _leaves(config[field], f"{name}.{field}".lstrip("."))
+
+
+def _as_written(value: Any) -> str:
+    """As one gives a value in a shell."""
+    return shlex.quote(str(value).lower() if isinstance(value, bool) else str(value))
 
 
 def overridden() -> list[str]:

@@ -220,3 +220,19 @@ def test_program_prints_the_table_and_wrong_folders_are_a_sentence(tmp_path, syn
     wrong = run(tmp_path / "nowhere")
     assert wrong.returncode != 0 and wrong.stderr.startswith("error: ") and wrong.stderr.count("\n") == 1
     assert load_results(folder).rows
+
+
+@pytest.mark.parametrize(
+    "planner, same",
+    [({}, True), (dict(executed=5), True), (dict(executed=1), False), (dict(objective="all"), False)],
+)
+def test_costs_of_different_things_are_not_compared(tmp_path, synthetic, planner, same):
+    """Predicted ones are of the whole plan and objective, realised ones of the frame that was reached."""
+    folder = synthetic.write_sweep(tmp_path / "r", episodes=6, iterations=2, variants=2)
+    config = json.loads((folder / "config.json").read_text())
+    config.setdefault("config", {})["planner"] = planner
+    (folder / "config.json").write_text(json.dumps(config))
+    write_report(folder)
+    text = (folder / "report.html").read_text()
+    assert ("Above the dashed line" in text) == same
+    assert ("two are not the same quantity" in text) == (not same)

@@ -26,6 +26,8 @@ from wmq_jax.data import Normalizer, Portion, open_dataset
 from wmq_jax.io import save_torch, sha256_of
 from wmq_jax.models import ViTConfig, official_config
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def params():

@@ -15,6 +15,8 @@ from wmq_jax.quant.awq import search_clip
 from wmq_jax.quant.block_inputs import capture
 from wmq_jax.quant.equalization import rescale
 
+pytestmark = pytest.mark.quick
+
 # The search alone, as released: rounding is left to the quantizer of the network.
 RELEASED = dict(
     layout="flat", scaled=".*fc1", clip_queries_keys=True, search_grid=quant.released_range_grid, rounded=False
@@ -32,7 +34,7 @@ def released_statistics(recording):
     named = {}
     for path, x in samples.items():
         length = jnp.full(len(x), x.shape[1], jnp.int32)
-        named[f"{path}/block"] = quant.Sequences(jnp.int32(1), jnp.asarray(x), length, jnp.ones(len(x)))
+        named[f"{path}/block-input"] = quant.Sequences(jnp.int32(1), jnp.asarray(x), length, jnp.ones(len(x)))
     return paths.nest(named)
 
 

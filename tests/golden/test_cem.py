@@ -19,6 +19,8 @@ from wmq_jax.planning import (
     world_model,
 )
 
+pytestmark = pytest.mark.quick
+
 # An elite set is only defined by the recording where its margin exceeds the rounding of a rollout's loss.
 LOSS_REL = 5e-5
 

@@ -25,6 +25,8 @@ from wmq_jax.planning import (
     world_model,
 )
 
+pytestmark = pytest.mark.quick
+
 POSITION = 1e-4
 REQUIRED = 2  # MPC iterations that must be compared
 AMBIGUOUS = 5e-6  # margin of the last elite, relative; float32 losses agree to about 1e-6

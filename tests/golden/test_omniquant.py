@@ -26,6 +26,8 @@ from wmq_jax.quant import paths
 from wmq_jax.quant.equalization import foldable, smoothing_scale
 from wmq_jax.quant.omniquant import block_loss, initial
 
+pytestmark = pytest.mark.quick
+
 ADAM = functools.partial(optax.adamw, b1=0.9, b2=0.999, eps=1e-8, weight_decay=0)
 OPTIMIZER = optax.multi_transform(
     {"transform": ADAM(5e-3), "clipping": ADAM(1e-2)}, {"transform": "transform", "clipping": "clipping"}

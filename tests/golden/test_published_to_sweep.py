@@ -20,7 +20,7 @@ from wmq_jax.io import sha256_of
 from wmq_jax.sweep.calibration import drawn_episodes
 from wmq_jax.sweep.preparation import IDENTITY
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("compilation_cache")]
+pytestmark = [pytest.mark.slow, pytest.mark.quick, pytest.mark.usefixtures("compilation_cache")]
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()

@@ -12,6 +12,8 @@ from tests.models.tiny import observations, random_model, tiny_config
 from tests.quick_jit import quick_jit
 from wmq_jax.models import DecoderConfig, PredictorConfig, ViTConfig, layout
 
+pytestmark = pytest.mark.quick
+
 CLOSE = dict(rtol=1e-4, atol=1e-5)
 SMALL_DECODER = DecoderConfig(channel=4, n_embed=6, n_res_block=1, n_res_channel=3)
 

@@ -21,6 +21,8 @@ from wmq_jax.planning import (
     sample_plans,
 )
 
+pytestmark = pytest.mark.quick
+
 TARGET = jnp.array([[0.5, -1.0], [0.0, 2.0], [1.5, 0.25]])
 
 

@@ -23,6 +23,8 @@ from wmq_jax.planning import (
     step_noise,
 )
 
+pytestmark = pytest.mark.quick
+
 FRAMESKIP = 5
 ENV = make_env("wall")
 NORMALIZER = Normalizer(np.zeros(2), np.full(2, 1.5), np.full(2, 32.0), np.full(2, 15.0))

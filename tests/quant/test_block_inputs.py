@@ -62,7 +62,7 @@ def params():
 def sampled(shape, room):
     """Statistics of the same 24 tokens in this shape."""
     x, observer = TOKENS.reshape(*shape, WIDTH), quant.sequences(room)
-    return {"first": {"block": observer.update(observer.empty(x), x)}}
+    return {"first": {"block-input": observer.update(observer.empty(x), x)}}
 
 
 def losses(params, statistics):
@@ -136,7 +136,7 @@ def test_a_block_that_gives_no_number_is_named(method):
     params = {"only": Unit().init(jax.random.key(0), jnp.ones((1, WIDTH)))["params"]}
     ranges = quant.channel_ranges()
     observer, x = quant.sequences(4), TOKENS.reshape(4, 6, WIDTH).at[1, 2].set(0.0)
-    statistics = {"block": observer.update(observer.empty(x), x)}
+    statistics = {"block-input": observer.update(observer.empty(x), x)}
     statistics |= {"fc1": {"input": ranges.update(ranges.empty(TOKENS), TOKENS)}}
     topology = quant.Topology(((("only", UNIT),),))
     with pytest.raises(ValueError, match=r"output of block 'only' has \d+ NaN or infinite values of 192$"):

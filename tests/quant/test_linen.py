@@ -47,6 +47,25 @@ class Head(nn.Module):
         return nn.Dense(2, use_bias=False, name="dense")(x)
 
 
+class Halved(nn.Dense):
+    """A subclass that does something to its input: what meets the kernel is another."""
+
+    @nn.compact
+    def __call__(self, inputs):
+        return super().__call__(nn.relu(inputs) / 2)
+
+
+class Base(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+        return Halved(3, name="halved")(x)
+
+
+class Derived(Base):
+    def __call__(self, x):
+        return super().__call__(x + 1)
+
+
 class Stack(nn.Module):
     """Layers in a scan: one module path, one slice of each collection a layer."""
 
@@ -445,7 +464,7 @@ def test_a_part_compiled_before_is_observed_and_quantized():
         statistics = observed({"params": params}, None, x)
         assert set(quant.site_statistics(statistics)) == {"first", "second/dense"}
         hidden = x @ params["first"]["kernel"] + params["first"]["bias"]
-        chex.assert_trees_all_close(statistics["second"]["block"].inputs[:4].sum(), hidden.sum(), rtol=1e-4)
+        chex.assert_trees_all_close(statistics["second"]["block-input"].inputs[:4].sum(), hidden.sum(), rtol=1e-4)
     variables = quant.quantize(quant.static_activations(3), params, statistics)
     got = [linen.quantized_apply(model)(variables, x) for _ in range(2)]
     straight = linen.quantized_apply(model, quant.straight_through_round)
@@ -484,3 +503,64 @@ def test_one_quantizer_for_scanned_layers_is_refused():
     )
     with pytest.raises(ValueError, match=sentence):
         linen.quantized_apply(model)(variables, x)
+
+
+def test_what_meets_the_kernel_of_a_subclass_is_observed_and_quantized_once():
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Derived(name="block")(x)
+
+    model, x = Model(), jax.random.normal(jax.random.key(0), (4, 6))
+    params = model.init(jax.random.key(1), x)["params"]
+    observe = linen.observe(model, blocks=["block"], observer=quant.channel_ranges())
+    statistics = quant.calibrate(observe, {"params": params}, [(x,)])
+    met = nn.relu(x + 1) / 2
+    seen = quant.site_statistics(statistics)["block/halved"]
+    assert seen.count == 1
+    chex.assert_trees_all_close((seen.minimum, seen.maximum), (met.min(0), met.max(0)))
+    sampled = quant.block_statistics(statistics)["block"]
+    assert sampled.count == 1
+    chex.assert_trees_all_close(sampled.inputs[:4].sum(), x.sum(), rtol=1e-4)
+    for transform in (quant.static_activations(3), quant.dynamic_activations(3)):
+        variables = quant.quantize(transform, params, statistics)
+        rounded = quant.fake_quant(met, variables["quant"]["block"]["halved"]["input"])
+        dense = params["block"]["halved"]
+        expected = rounded @ dense["kernel"] + dense["bias"]
+        chex.assert_trees_all_close(linen.quantized_apply(model)(variables, x), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("axis", [1, (1, 2), (2, 1), (-1, 1)])
+def test_channels_are_the_axes_that_a_general_dense_contracts(axis):
+    """Wherever they stand: a token is the rest."""
+    model, x = nn.DenseGeneral(5, axis=axis), jax.random.normal(jax.random.key(0), (2, 4, 6, 4))
+    x = x.at[0].multiply(1000.0)
+    params = model.init(jax.random.key(1), x)["params"]
+    observe = linen.observe(model, observer=quant.channel_ranges())
+    (seen,) = quant.site_statistics(quant.calibrate(observe, {"params": params}, [(x,)])).values()
+    axes = (axis,) if isinstance(axis, int) else axis
+    moved = jnp.moveaxis(x, axes, range(-len(axes), 0))
+    joined = moved.reshape(*moved.shape[: 4 - len(axes)], -1)
+    np.testing.assert_array_equal(seen.maximum, joined.reshape(-1, joined.shape[-1]).max(0))
+    variables = quant.quantize(quant.dynamic_activations(4), params)
+    rounded = quant.fake_quant(joined, variables["quant"]["input"]).reshape(moved.shape)
+    expected = model.apply({"params": params}, jnp.moveaxis(rounded, range(-len(axes), 0), axes))
+    chex.assert_trees_all_close(linen.quantized_apply(model)(variables, x), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_block_may_have_a_module_called_block():
+    class Stage(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(3, name="block")(x)
+
+    class Model(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return Stage(name="stage")(x)
+
+    model, x = Model(), jnp.ones((2, 3))
+    params = model.init(jax.random.key(1), x)["params"]
+    statistics = quant.calibrate(linen.observe(model, blocks=["stage"]), {"params": params}, [(x,), (x,)])
+    assert list(quant.site_statistics(statistics)) == ["stage/block"]
+    assert list(quant.block_statistics(statistics)) == ["stage"]

@@ -65,13 +65,13 @@ def setting():
     sites = quant.calibrate(observe, {"params": matrices}, [(x,)])
     observe = quant.observe(function, quant.channel_ranges(), ["block"], quant.sequences(8))
     blocks = quant.calibrate(observe, {"params": {"block": matrices}}, [(x,)])["block"]
-    return params, matrices, {"block": {**sites, "block": blocks["block"]}}
+    return params, matrices, {"block": {**sites, "block-input": blocks["block-input"]}}
 
 
 def test_the_view_is_the_same_function(setting):
     params, matrices, statistics = setting
     view, seen = as_matrices(GENERAL, params)
-    x = statistics["block"]["block"].inputs
+    x = quant.block_statistics(statistics)["block"].inputs
     np.testing.assert_allclose(view.apply(seen, x), Attention().apply({"params": params}, x), atol=1e-6)
     np.testing.assert_allclose(view.apply(seen, x), by_hand(matrices, x), atol=1e-5)
     jax.tree.map(np.testing.assert_array_equal, reshape_like(seen, params), params)
@@ -99,7 +99,7 @@ def test_methods_treat_a_general_kernel_as_its_matrix(setting, transform):
     general, expected = run(GENERAL, params)["block"], run(MATRICES, matrices)["block"]
     assert jax.tree.map(jnp.shape, general) == jax.tree.map(jnp.shape, params)
     _, general = as_matrices(GENERAL, general)
-    x = statistics["block"]["block"].inputs
+    x = quant.block_statistics(statistics)["block"].inputs
     exact = by_hand(matrices, x)
     error = float(jnp.abs(by_hand(expected, x) - exact).max())
     np.testing.assert_allclose(by_hand(general, x), by_hand(expected, x), atol=max(1e-4, 0.05 * error))

@@ -1,6 +1,7 @@
 """Methods that look at blocks, on a small transformer stated in a few lines: scales, searches, training, statistics."""
 
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -73,12 +74,16 @@ def forward():
     return jax.jit(lambda params, x: Model().apply({"params": params}, x))
 
 
-@pytest.mark.parametrize("first", [quant.rtn(4), quant.awq(4)], ids=["rtn", "awq"])
+@pytest.mark.parametrize("first", [quant.rtn, quant.awq, quant.omniquant])
 def test_a_kernel_is_rounded_once(first, setting):
-    """Its errors would add up, and be compared with weights that are rounded already."""
+    """Its errors would add up, and be compared with weights that are rounded already. Found before any search."""
     params, statistics = setting
+    state = quant.State(params, {}, statistics)
     with pytest.raises(ValueError, match="weight 'block_0/fc1/kernel' is rounded already by a transform before this"):
-        quant.quantize(quant.chain(first, quant.omse(3)), params, statistics, TOPOLOGY)
+        quant.chain(quant.chain(first(4)), quant.omse(3)).check(state, TOPOLOGY)
+    quant.chain(first(None), quant.omse(3)).check(state, TOPOLOGY)
+    quant.chain(first(4), quant.omse(None)).check(state, TOPOLOGY)
+    quant.chain(quant.awq(4, rounded=False), quant.omse(3)).check(state, TOPOLOGY)
     state = quant.quantize_state(quant.chain(quant.smoothquant(), quant.omse(3)), params, statistics, TOPOLOGY)
     jax.tree.map(np.testing.assert_array_equal, quant.expand(quant.pack(state.params, state.codes)), state.params)
 
@@ -159,7 +164,7 @@ def test_awq_shows_a_block_what_the_float_blocks_before_it_give(setting):
     sample = quant.block_statistics(statistics)["block_0"]
     after = sample._replace(inputs=jax.jit(BLOCK.apply)(params["block_0"], sample.inputs))
     second = quant.Topology(((("block_1", BLOCK),),))
-    statistics = paths.nest({"block_1/block": after}, statistics)
+    statistics = paths.nest({"block_1/block-input": after}, statistics)
     alone = quant.awq(3).apply(quant.State(params, {}, statistics), second).params
     jax.tree.map(np.testing.assert_array_equal, alone["block_1"], both["block_1"])
 
@@ -243,7 +248,7 @@ def test_an_order_that_would_undo_what_came_before_is_refused(setting, method):
     """Rounded kernels and static ranges are those of the scales that they were made for."""
     params, statistics = setting
     moving = {"smoothquant": quant.smoothquant(), "awq": quant.awq(4), "omniquant": quant.omniquant(4)}[method]
-    run = lambda *chain: quant.quantize(quant.chain(*chain), params, statistics, TOPOLOGY)
+    run = lambda *chain: quant.chain(*chain).check(quant.State(params, {}, statistics), TOPOLOGY)
     for earlier, words in (
         (quant.rtn(4, rules=[".*fc1/kernel"]), "comes after a transform that rounded 'block_0/fc1/kernel'"),
         (
@@ -253,8 +258,49 @@ def test_an_order_that_would_undo_what_came_before_is_refused(setting, method):
     ):
         with pytest.raises(ValueError, match=f"^{method} {words}.*: put it first in the chain$"):
             run(earlier, moving)
+        with pytest.raises(ValueError, match=f"^{method} {words}.*: put it first in the chain"):
+            jax.jit(lambda: run(earlier, moving))()
     run(quant.dynamic_activations(8), moving)
+    run(quant.static_activations(None), moving)
+    run(quant.static_activations(8, rules=[".*qkv"]), quant.dynamic_activations(8), moving)
     run(moving, quant.static_activations(8))
+
+
+def test_an_order_that_touches_nothing_of_what_came_before_is_fine(setting):
+    params, statistics = setting
+    rounded = [f"{path}/fc2/kernel" for path in ("block_0", "block_1")]
+    transform = quant.chain(quant.rtn(8, rules=rounded), quant.smoothquant())
+    state = quant.quantize_state(transform, params, statistics, TOPOLOGY)
+    assert sorted(state.codes) == rounded, "smoothing changes LayerNorm, qkv and fc1"
+    state = quant.State(params, {}, statistics)
+    quant.chain(quant.static_activations(8, rules=[".*fc2"]), quant.omniquant(4)).check(state, TOPOLOGY)
+
+
+def test_a_transform_without_marks_is_noticed_when_it_is_applied(setting):
+    """As one that a user wrote."""
+    params, statistics = setting
+    plain = lambda transform: quant.Transform(transform.check, transform.apply)
+    for chained, words in (
+        ((plain(quant.rtn(4)), quant.omse(3)), "is rounded already by a transform before this one"),
+        ((plain(quant.rtn(4)), quant.smoothquant()), "smoothquant comes after a transform that rounded"),
+        ((plain(quant.static_activations(8)), quant.smoothquant()), "smoothquant comes after static_activations"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            quant.quantize(quant.chain(*chained), params, statistics, TOPOLOGY)
+
+
+@pytest.mark.parametrize(
+    "method", [quant.smoothquant, *(functools.partial(m, 4) for m in (quant.awq, quant.omniquant))]
+)
+def test_a_model_may_be_a_block_itself(setting, method):
+    params, x = setting[0]["block_0"], inputs(0)
+    observe = linen.observe(Block(), None, quant.channel_ranges(), [""], quant.sequences(16))
+    statistics = quant.calibrate(observe, {"params": params}, [(x,)])
+    state = quant.quantize_state(method(), params, statistics, quant.Topology(((("", BLOCK),),)))
+    assert jax.tree.structure(state.params) == jax.tree.structure(params)
+    assert (state.params["fc1"]["kernel"] != params["fc1"]["kernel"]).any()
+    rounded = [] if method is quant.smoothquant else [f"{site}/kernel" for site in sorted(BLOCK.sites)]
+    assert sorted(state.codes) == rounded
 
 
 def test_nothing_is_compiled_twice_for_blocks_of_one_shape(setting):

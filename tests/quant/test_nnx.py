@@ -168,3 +168,37 @@ def test_what_is_wrong_is_named(setting):
         adapter.functional(model, blocks=["blocks/7"])
     with pytest.raises(ValueError, match="the parameters lack 'conv/bias', which the model has"):
         apply({**params, "conv": {"kernel": params["conv"]["kernel"]}}, None)
+
+
+class Halved(nnx.Linear):
+    """A subclass that does something to its input: what meets the kernel is another."""
+
+    def __call__(self, inputs):
+        return super().__call__(nnx.relu(inputs) / 2)
+
+
+class Masked(nnx.Module):
+    def __init__(self, rngs):
+        self.halved = Halved(3, 2, rngs=rngs)
+
+    def __call__(self, x, mask=None):
+        return self.halved(inputs=x if mask is None else x * mask)
+
+
+class Around(nnx.Module):
+    def __init__(self, rngs):
+        self.inner = Masked(rngs)
+
+    def __call__(self, x):
+        return self.inner(mask=jnp.ones_like(x), x=x)
+
+
+def test_a_subclass_is_tapped_where_its_kernel_is_met_and_a_block_at_its_first_parameter():
+    x = jax.random.normal(jax.random.key(0), (4, 3))
+    apply, params = adapter.functional(Around(nnx.Rngs(0)), blocks=["inner"])
+    observe = quant.observe(apply, quant.channel_ranges(), blocks=["inner"])
+    statistics = quant.calibrate(observe, {"params": params}, [(x,)])
+    seen, met = quant.site_statistics(statistics)["inner/halved"], nnx.relu(x) / 2
+    assert seen.count == 1
+    np.testing.assert_allclose(seen.maximum, met.max(0), rtol=1e-6)
+    np.testing.assert_allclose(quant.block_statistics(statistics)["inner"].inputs[:4].sum(), x.sum(), rtol=1e-5)

@@ -1,12 +1,15 @@
 """Calibration batches: the plans that the planner considered, where it considered them."""
 
 import numpy as np
+import pytest
 
 from wmq_jax.models.image import normalize_image
 from wmq_jax.sweep.calibration import planner_rollouts
 from wmq_jax.sweep.cells import Cell
 from wmq_jax.sweep.run import build_engine
 from wmq_jax.sweep.scheduler import run_cells
+
+pytestmark = pytest.mark.quick
 
 
 def test_plans_and_frames_are_the_planners(prepare):

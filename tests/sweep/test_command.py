@@ -2,13 +2,14 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
-import sys
+import time
 
 import pytest
 
-from tests.programs import ROOT, program
+from tests.programs import ROOT, command, program
 from wmq_jax.runtime.devices import available_cores
 
 pytestmark = pytest.mark.slow
@@ -86,10 +87,27 @@ def test_the_same_command_again_says_that_all_is_done(finished, checkpoint):
 )
 def test_mistakes_are_one_sentence(tmp_path, arguments, sentence):
     if "lacks" in sentence:
-        sentence += "variants, references, pictures, engine.noise_floor_tile, checkpoint and 41 more"
+        sentence += "variants, references, pictures, engine.noise_floor_tile, checkpoint and 42 more"
     run = sweep(f"--workdir={tmp_path / 'w'}", *arguments)
     assert (run.returncode, run.stderr) == (2, f"error: {sentence.format(cores=available_cores())}\n")
     assert not (tmp_path / "w").exists()
+
+
+def test_ctrl_c_ends_in_a_sentence_and_the_same_command_goes_on(checkpoint, tmp_path):
+    journal = tmp_path / "journal" / "rows-0.jsonl"
+    arguments = [*SMALL, f"--config.checkpoint={checkpoint}", f"--workdir={tmp_path}", "--config.episodes.count=64"]
+    with subprocess.Popen(command("sweep", *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+        while process.poll() is None and not (journal.exists() and journal.stat().st_size):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT
+    assert errors.endswith("stopped; the same command goes on from what is saved\n") and "Traceback" not in errors
+    done = len(journal.read_text().splitlines())
+    assert 0 < done < 192
+    run = sweep(*arguments)
+    assert run.returncode == 0 and f"{done} of 192 cells are done" in run.stdout
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 192
 
 
 def test_results_of_another_config_are_kept(finished, checkpoint):
@@ -122,11 +140,10 @@ def test_processes_of_a_pod_share_the_cells(finished, checkpoint, tmp_path):
         "OMPI_COMM_WORLD_SIZE": "2",
         "JAX_COORDINATOR_PORT": str(port),
     }
-    command = [sys.executable, "-m", "experiments.sweep", "--distributed", *SMALL]
-    command += [f"--config.checkpoint={checkpoint}", f"--workdir={tmp_path}"]
+    arguments = ["--distributed", *SMALL, f"--config.checkpoint={checkpoint}", f"--workdir={tmp_path}"]
     processes = [
         subprocess.Popen(
-            command,
+            command("sweep", *arguments),
             cwd=ROOT,
             env={**pod, "OMPI_COMM_WORLD_RANK": str(rank), "OMPI_COMM_WORLD_LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,

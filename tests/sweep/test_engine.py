@@ -87,6 +87,7 @@ def test_a_horizon_as_data_is_the_planner_built_for_it(prepare):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quickly")
 def test_a_horizon_as_data_under_gradient_descent(prepare):
     changes = dict(planner__optimizer="gd", planner__objective="all", variants="fp w8a8-token", planner__seeds="0")
     long, short = prepare(**changes), prepare(**changes, planner__horizons="2")

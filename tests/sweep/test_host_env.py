@@ -17,7 +17,7 @@ pytestmark = pytest.mark.quick
 
 @dataclasses.dataclass(frozen=True)
 class Point:
-    """A point that moves by half of its action, seen as a bright square."""
+    """A point that moves by a share of its action, seen as a bright square. What share, no observation tells."""
 
     image_size: int = 65
     xp: ClassVar = jnp
@@ -26,15 +26,16 @@ class Point:
     def spec(self):
         name = "point" if self.xp is jnp else "point_on_host"
         return EnvSpec(
-            name, action_dim=2, proprio_dim=2, state_dim=2, image_size=self.image_size, on_device=self.xp is jnp
+            name, action_dim=2, proprio_dim=2, state_dim=3, image_size=self.image_size, on_device=self.xp is jnp
         )
 
     def reset(self, init_state):
-        return {"position": self.xp.asarray(init_state, self.xp.float32), "steps": self.xp.zeros((), self.xp.int32)}
+        start = self.xp.asarray(init_state, self.xp.float32)
+        return {"position": start[:2], "share": start[2], "steps": self.xp.zeros((), self.xp.int32)}
 
     def step(self, state, action):
-        moved = self.xp.clip(state["position"] + self.xp.float32(0.5) * action, 0, self.image_size - 1)
-        return {"position": moved, "steps": state["steps"] + 1}
+        moved = self.xp.clip(state["position"] + state["share"] * action, 0, self.image_size - 1)
+        return {**state, "position": moved, "steps": state["steps"] + 1}
 
     def observe(self, state):
         at = self.xp.arange(self.image_size)
@@ -43,12 +44,13 @@ class Point:
         return Observation(self.xp.stack([visual] * 3, -1), state["position"])
 
     def evaluate(self, state, goal_state):
-        distance = abs(state["position"] - goal_state).max()
+        distance = abs(state["position"] - goal_state[:2]).max()
         return distance < 6, distance
 
     def goal_states(self, seed):
-        ends = np.random.RandomState(seed).uniform(8, 56, (2, 2))
-        return ends[0], ends[1]
+        random = np.random.RandomState(seed)
+        start, goal = random.uniform(8, 56, (2, 2))
+        return np.append(start, random.uniform(0.4, 0.6)), np.append(goal, 0.5)
 
 
 class PointOnHost(Point):
@@ -74,7 +76,10 @@ def test_a_host_simulator_gives_the_rows_of_its_twin_on_the_device(prepare, tmp_
     ours, theirs = (swept(prepare, name, tmp_path / name, references=True) for name in ("point_on_host", "point"))
     assert len(ours) == len(theirs) == 12
     assert len({str(row["path"]) for row in ours}) == 12, "some rows do not differ: the test could not notice a mix-up"
+    episodes = json.loads((tmp_path / "point" / "episodes.json").read_text())["evaluation"]
+    away = np.abs(np.subtract(episodes["init"], episodes["goal"]))[:, :2].max(1)
     for one, other in zip(ours, theirs):
+        assert one["initial_distance"] == pytest.approx(away[one["episode"]], rel=1e-5)
         for name, value in one.items():
             near = isinstance(value, (float, list)) and name != "success"
             assert value == other[name] or near and np.allclose(value, other[name], rtol=1e-4), (one, other)
@@ -83,7 +88,7 @@ def test_a_host_simulator_gives_the_rows_of_its_twin_on_the_device(prepare, tmp_
 def test_functions_of_a_host_simulator_can_be_traced(prepare):
     env, twin = make_env("point_on_host"), make_env("point")
     assert env.spec.on_device and on_device(env) is env and on_device(twin) is twin
-    start = jnp.array([[8.0, 9.0], [60.0, 30.0], [1.0, 2.0]])
+    start = jnp.array([[8.0, 9.0, 0.5], [60.0, 30.0, 0.4], [1.0, 2.0, 0.6]])
 
     def run(env):
         state = jax.vmap(env.reset)(start)

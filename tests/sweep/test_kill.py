@@ -92,9 +92,9 @@ def finish(process):
     assert process.exitcode == 0
 
 
-def row_lines(folder):
-    journal = folder / "journal" / "rows-0.jsonl"
-    return journal.read_text().splitlines() if journal.exists() else []
+def row_lines(folder, table="*"):
+    journals = sorted((folder / "journal").glob(f"{table}-0.jsonl"))
+    return [line for journal in journals for line in journal.read_text().splitlines()]
 
 
 def wait_for_another_row(process, folder):
@@ -105,10 +105,11 @@ def wait_for_another_row(process, folder):
 
 def test_killed_at_twenty_moments(base_config, start, tmp_path):
     config = copy.deepcopy(base_config)
-    config["episodes"]["count"] = 12
+    config["episodes"]["count"], config["references"] = 12, True
     whole, torn, cache = tmp_path / "whole", tmp_path / "torn", tmp_path / "cache"
     finish(start(config, whole, cache))
-    expected = (whole / "rows.jsonl").read_bytes()
+    expected = {table: (whole / f"{table}.jsonl").read_bytes() for table in ("reference", "rows")}
+    cells = sum(len(lines.splitlines()) for lines in expected.values())
 
     moments = random.Random(0)
     between_rows = in_a_write = in_a_compilation = 0
@@ -135,10 +136,11 @@ def test_killed_at_twenty_moments(base_config, start, tmp_path):
             time.sleep(moments.uniform(0.05, 3.0))
         process.kill()
         process.join(60)
-        between_rows += 0 < len(row_lines(torn)) < len(expected.splitlines())
+        between_rows += 0 < len(row_lines(torn)) < cells
     assert (in_a_compilation, in_a_write) == (3, 5)
     assert between_rows >= KILLS // 4, "too few kills fell between two rows: the test would not notice a lost one"
     finish(start(config, torn, cache))
-    assert (torn / "rows.jsonl").read_bytes() == expected
-    keys = [row_key(row) for row in map(from_line, row_lines(torn)) if row]
-    assert len(keys) == len(set(keys)) == len(expected.splitlines())
+    for table, lines in expected.items():
+        assert (torn / f"{table}.jsonl").read_bytes() == lines
+        keys = [row_key(row) for row in map(from_line, row_lines(torn, table)) if row]
+        assert len(keys) == len(set(keys)) == len(lines.splitlines())

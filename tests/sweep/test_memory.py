@@ -5,8 +5,12 @@ import dataclasses
 import jax
 import pytest
 
-from wmq_jax.sweep import memory
-from wmq_jax.sweep.run import build_engine
+from wmq_jax import quantized
+from wmq_jax.sweep import memory, references
+from wmq_jax.sweep.preparation import planning_params
+from wmq_jax.sweep.run import build_engine, compile_planner
+
+pytestmark = pytest.mark.quick
 
 NONE = memory.Weights(0, 0)
 
@@ -21,6 +25,19 @@ def test_estimate_is_of_the_right_size(prepare, samples):
     one = memory.cell_bytes(sweep.checkpoint.config, sweep.problem.config, keep_all=False)
     table = sum(leaf.nbytes for leaf in jax.tree.leaves(engine.table)) / len(sweep.names)
     assert needed / 3 < one + table < needed * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", ["last", "all"])
+def test_estimate_holds_for_the_true_simulator(prepare, objective):
+    """Whose frames all pass the encoder."""
+    sweep = prepare(planner__samples=256, planner__objective=objective, variants="fp", engine__devices=1)
+    config, params = sweep.checkpoint.config, planning_params(sweep.checkpoint.params)
+    table = quantized.build_variants(config, params, sweep.settings.variants)
+    engine = compile_planner(sweep, *references.simulator_problem(sweep.problem, table), 1)
+    needed = engine.program.memory_analysis().temp_size_in_bytes
+    one = memory.cell_bytes(config, sweep.problem.config, keep_all=objective == "all", references=True)
+    assert needed / 3 < one + sum(leaf.nbytes for leaf in jax.tree.leaves(table)) < needed * 3
 
 
 def test_larger_sweeps_need_more(prepare):

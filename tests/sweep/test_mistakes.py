@@ -42,6 +42,11 @@ MISTAKES = [
         ["--config.engine=1"],
         "--config.engine is a group of fields; set one of devices, noise_floor_tile, tile, tiles_per_call in it",
     ),
+    (
+        "sweep",
+        ["--config.variants=awq:w4", "--config.methods.awq_scaled=nothing"],
+        "awq: scaled='nothing' matches no pair; the first consumers are attn/proj, attn/qkv, mlp/fc1, mlp/fc2",
+    ),
     ("sweep", ["--config.planner.steps=many"], "--config.planner.steps must be a whole number, not 'many'"),
     ("sweep", ["--config.planner.steps", "many"], "--config.planner.steps must be a whole number, not 'many'"),
     ("sweep", ["--config.planner.alpha=much"], "--config.planner.alpha must be a number, not 'much'"),
@@ -108,7 +113,7 @@ MISTAKES = [
         "sweep",
         [f"--config={TRAIN}"],
         f"--config={TRAIN} is no config of this program: it lacks variants, references, pictures, "
-        "engine.noise_floor_tile, checkpoint and 35 more",
+        "engine.noise_floor_tile, checkpoint and 36 more",
     ),
     ("quantize", ["--config=configs/wall.py:small"], "{wall} variant, held_out"),
     ("bench", ["--config.kind=nope"], "kind 'nope' is not one of against_qwix, methods, planning, reader"),
@@ -135,6 +140,33 @@ def test_mistakes_are_one_sentence(tmp_path, monkeypatch, name, arguments, sente
     place = [] if name in ("bench", "report", "convert") else [f"--workdir={tmp_path / 'w'}"]
     sentence = sentence.replace("{wall}", "--config=configs/wall.py:small is no config of this program: it lacks")
     check(program_here(name, *place, *arguments), sentence, tmp_path / "w")
+
+
+@pytest.mark.parametrize(
+    "program, line, words",
+    [
+        (
+            "sweep",
+            "planner.elits, config.count = 2, 7",
+            "has fields that this program does not know: count, planner.elits",
+        ),
+        ("sweep", "planner.samples = '64'", "planner.samples must be a whole number, not '64'"),
+        ("sweep", "planner.samples = 8.5", "planner.samples must be a whole number, not 8.5"),
+        ("sweep", "references = 1", "references must be true or false, not 1"),
+        ("quantize", "dataset = None", "dataset must be text, not None"),
+    ],
+)
+def test_a_config_file_of_ones_own(tmp_path, monkeypatch, program, line, words):
+    """Is held to the fields and kinds of ours; a field that nothing reads would be a setting without effect."""
+    monkeypatch.chdir(ROOT)
+    file = tmp_path / "own.py"
+    ours = {"sweep": "wall", "quantize": "quantize"}[program]
+    file.write_text(
+        f"from configs import {ours}\ndef get_config():\n    config = {ours}.get_config('small').unlock()\n"
+        f"    with config.ignore_type():\n        config.{line}\n    return config\n"
+    )
+    joint = " " if words.startswith("has") else ": "
+    check(program_here(program, f"--config={file}", f"--workdir={tmp_path / 'w'}"), f"--config={file}{joint}{words}")
 
 
 @pytest.fixture

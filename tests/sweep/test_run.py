@@ -1,6 +1,7 @@
 """A whole sweep into a folder: several processes, references, the noise floor, and what may change on resuming."""
 
 import json
+import shutil
 
 import pytest
 
@@ -80,6 +81,35 @@ def test_what_decides_rows_may_not(prepare, alone, change):
 def test_a_finished_folder_says_so(prepare, alone):
     sweep = prepare(**SMALL)
     assert sweeps.standing(sweep, sweeps.open_folder(sweep, alone)) == f"all 6 cells are done in {alone}"
+
+
+def test_what_is_left_beside_the_rows_is_said(prepare, alone):
+    sweep = prepare(**SMALL, references=True, planner__seeds="0", engine__noise_floor_tile=0)
+    sentence = f"all 6 cells are done in {alone}, but 6 of the reference are not"
+    assert sweeps.standing(sweep, sweeps.open_folder(sweep, alone)) == sentence
+
+
+def test_damaged_files_of_a_finished_folder_are_written_again(prepare, alone, tmp_path):
+    folder = shutil.copytree(alone, tmp_path / "copy")
+    before = lines(alone)
+    (folder / "rows.jsonl").write_text(before[0][:40])
+    (folder / "traces.json").write_text("[{")
+    (folder / "traces.npz").write_bytes(b"PK")
+    assert run(prepare(**SMALL, pictures=1), folder)
+    assert lines(folder) == before
+    assert len(json.loads((folder / "traces.json").read_text())) >= 1
+
+
+def test_references_are_of_every_seed_and_a_start_says_what_was_asked_for(prepare, tmp_path):
+    assert run(prepare(**{**SMALL, "variants": "fp", "episodes__count": 1, "planner__seeds": "0 7"}), tmp_path)
+    more = {**SMALL, "variants": "fp", "episodes__count": 1, "planner__seeds": "0 7", "references": True}
+    assert run(prepare(**more), tmp_path)
+    reference = [json.loads(line) for line in lines(tmp_path, "reference.jsonl")]
+    assert [(row["variant"], row["seed"]) for row in reference] == [
+        (name, seed) for name in ("true simulator", "random actions") for seed in (0, 7)
+    ]
+    starts = [json.loads(line) for line in lines(tmp_path, "starts.jsonl")]
+    assert [start["references"] for start in starts] == [False, True]
 
 
 @pytest.mark.slow

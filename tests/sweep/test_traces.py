@@ -5,6 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from wmq_jax import sweep as sweeps
 from wmq_jax.models import WorldModel
@@ -14,6 +15,8 @@ from wmq_jax.sweep.cells import Cell
 from wmq_jax.sweep.run import build_engine
 from wmq_jax.sweep.scheduler import run_cells
 from wmq_jax.sweep.traces import to_pixels
+
+pytestmark = pytest.mark.quick
 
 
 def test_pictures_are_what_the_variant_saw_and_imagined(prepare, tmp_path):

@@ -7,7 +7,8 @@ them pooled.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -89,14 +90,34 @@ class Correlation:
 
 @dataclasses.dataclass(frozen=True)
 class Alignment:
-    """One variant's executed plans, their correlations in order of `LINKS`, and how many cells planned when."""
+    """One variant's executed plans.
+
+    Attributes:
+      points: the plans.
+      correlations: in order of `LINKS`.
+      planning_cells: how many cells planned in each MPC iteration.
+      same_cost: whether predicted and realised cost are of the same thing; see `costs_agree`.
+    """
 
     points: Points
     correlations: tuple[Correlation, ...]
     planning_cells: tuple[int, ...]
+    same_cost: bool = True
 
 
-def align(rows: Sequence[Row]) -> dict[str, Alignment]:
+def costs_agree(planner: Mapping[str, Any], horizon: int) -> bool:
+    """Whether the realised cost is what the predicted one predicts.
+
+    It is of the last frame that was reached: the objective must look at that frame alone, and plans be executed whole.
+
+    Args:
+      planner: the group `planner` of the sweep's config.
+      horizon: model actions a plan.
+    """
+    return planner.get("objective", "last") == "last" and planner.get("executed", 0) in (0, horizon)
+
+
+def align(rows: Sequence[Row], same_cost: bool = True) -> dict[str, Alignment]:
     """The alignment of every variant that has rows, by name, in the order of `rows`."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -104,7 +125,8 @@ def align(rows: Sequence[Row]) -> dict[str, Alignment]:
     aligned = {}
     for name, members in groups.items():
         points = gather(members)
-        aligned[name] = Alignment(points, tuple(correlate(points, link) for link in LINKS), planning_cells(members))
+        correlations = tuple(correlate(points, link) for link in LINKS)
+        aligned[name] = Alignment(points, correlations, planning_cells(members), same_cost)
     return aligned
 
 

@@ -134,8 +134,15 @@ def _alignment(main: Comparison, aligned: Mapping[str, Alignment], charts: Mappi
         "Rank correlations per variant. A missing mark is a correlation without meaning, as when no plan of a "
         "variant reached the goal.",
     )
+    same_cost = all(alignment.same_cost for alignment in aligned.values())
+    apart = (
+        "Predicted costs are of whole plans under the planner's objective, realised costs of the frame that what was "
+        "executed of them reached. With these settings the two are not the same quantity: imagination and progress "
+        "compare ranks only, and progress mixes both.",
+    )
     yield page.bullets(
         (
+            *(() if same_cost else apart),
             "Quantizing the encoder changes the latent space, so costs of two variants are in different units. All "
             "correlations are of ranks within one variant; no cost is compared between variants.",
             "A cell stops when it has succeeded: iteration k holds only the cells that are still unsolved, which are "
@@ -150,8 +157,9 @@ def _alignment(main: Comparison, aligned: Mapping[str, Alignment], charts: Mappi
     )
     yield page.svg_figure(
         charts["plans"],
-        "Every executed plan of full precision and of variants from best to worst. Above the dashed line the plan "
-        "turned out costlier than predicted. Each variant has scales of its own.",
+        "Every executed plan of full precision and of variants from best to worst. "
+        + ("Above the dashed line the plan turned out costlier than predicted. " if same_cost else "")
+        + "Each variant has scales of its own.",
     )
     yield page.details("Rank correlations as numbers", _correlation_table(main, aligned))
     yield page.details("Cells that still planned, by MPC iteration", _planning_table(main, aligned))

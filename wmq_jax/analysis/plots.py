@@ -199,7 +199,8 @@ def draw_scatter(fig: "Figure", comparison: Comparison, aligned: Mapping[str, Al
         data, line = aligned[name].points, comparison.line(name)
         top, bottom = panels[:, column]
         _cloud(top, data.predicted_cost, data.realised_cost, data.solved, log_y=True)
-        _identity(top)
+        if aligned[name].same_cost:
+            _identity(top)
         _cloud(bottom, data.realised_cost, data.distance, data.solved, log_y=False)
         for axis in (top.xaxis, top.yaxis, bottom.xaxis):
             _tick_log(axis)

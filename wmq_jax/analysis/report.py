@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from wmq_jax.analysis.alignment import align
+from wmq_jax.analysis.alignment import align, costs_agree
 from wmq_jax.analysis.methods import compare_methods
 from wmq_jax.analysis.narrative import report_html
 from wmq_jax.analysis.pictures import draw_pictures
@@ -48,7 +48,11 @@ def write_report(results_dir: str | Path) -> Summary:
     results = load_results(results_dir)
     comparisons = tuple(compare(results, horizon) for horizon in results.horizons)
     main = main_comparison(results)
-    aligned = align([row for row in results.rows if row.horizon == main.horizon]) if main else {}
+    aligned = {}
+    if main is not None:
+        planner = results.protocol.get("config", {}).get("planner", {})
+        rows = [row for row in results.rows if row.horizon == main.horizon]
+        aligned = align(rows, costs_agree(planner, main.horizon))
     methods = [compare_methods(results, comparison) for comparison in comparisons]
     main_methods = methods[-1] if main else None
     pictures = tuple(draw_pictures(results, main, aligned, main_methods)) if main else ()

@@ -64,7 +64,8 @@ class Row:
       success: (M,) sticky: whether the goal was reached within 1..M iterations.
       predicted_cost: (iterations,) the objective's value that the planner predicted for the plan it chose; NaN if not
         finite.
-      realised_cost: (iterations,) the same objective on the encoded real observation after executing the plan.
+      realised_cost: (iterations,) the objective's cost of the encoded real observation after executing the plan, as its
+        last frame: of the same thing as predicted_cost where `alignment.costs_agree`.
       distance: (iterations,) true state distance to the goal after executing the plan.
       initial_cost: the objective at the start.
       initial_distance: true state distance at the start.

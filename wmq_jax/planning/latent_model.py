@@ -20,7 +20,8 @@ class LatentModel(NamedTuple):
 
     Attributes:
       encode: ``(variables, observation) -> Latent``, visual (P, D) and proprio (E,): what objectives compare.
-      start: ``(latent, observation) -> start``: what imagination begins from, any pytree.
+      start: ``(latent, env_state) -> start``: what imagination begins from, any pytree. A learned model begins from
+        what it saw alone; the environment's state is there for the true simulator.
       rollout: ``(variables, start, actions (N, H, A), horizon, keep) -> Latent`` of N imagined futures: with
         ``keep='last'`` the frame after ``horizon`` model actions, (N, P, D) and (N, E); with ``'all'`` frames 0..H, (N,
         H+1, ...), zeros after ``horizon``. ``horizon`` is None for H (then differentiable in the actions), or a traced
@@ -28,7 +29,7 @@ class LatentModel(NamedTuple):
     """
 
     encode: Callable[[Variables, Observation], Latent]
-    start: Callable[[Latent, Observation], Start]
+    start: Callable[[Latent, Any], Start]
     rollout: Callable[[Variables, Start, chex.Array, chex.Numeric | None, Literal["last", "all"]], Latent]
 
 
@@ -50,7 +51,7 @@ def world_model(config: WorldModelConfig, apply: Callable[..., Any], normalizer:
     def rollout(variables, start, actions, horizon, keep) -> Latent:
         return imagine(apply, config, variables, start, actions, horizon, keep)
 
-    return LatentModel(encode, lambda latent, observation: latent, rollout)
+    return LatentModel(encode, lambda latent, env_state: latent, rollout)
 
 
 def simulator_model(
@@ -65,7 +66,7 @@ def simulator_model(
     gradient of zero in the actions but for proprioception.
 
     Args:
-      env: an environment on device whose proprioception is its state (Wall).
+      env: the environment.
       normalizer: constants of actions and proprioception.
       frameskip: environment actions per model action.
       encode: how observations are compared: a model's encoder (perfect dynamics under the same objective), or None for
@@ -99,6 +100,8 @@ def simulator_model(
         states = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), first, states)
         read = jnp.arange(length + 1) <= horizon
         mask = lambda x: jnp.where(read.reshape((1, -1) + (1,) * (x.ndim - 2)), x, 0)
-        return jax.tree.map(mask, jax.vmap(jax.vmap(look))(states))
+        # One frame of all samples at a time: an encoder's activations of all frames at once would be many times that.
+        frames = jax.lax.map(jax.vmap(look), jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), states))
+        return jax.tree.map(lambda x: mask(jnp.moveaxis(x, 0, 1)), frames)
 
-    return LatentModel(compare, lambda latent, observation: env.reset(observation.proprio), rollout)
+    return LatentModel(compare, lambda latent, env_state: env_state, rollout)

@@ -132,7 +132,7 @@ class IterationRecord(NamedTuple):
       path: (H, p) proprioception after each executed model action; later rows repeat the last one.
       predicted_cost, realised_cost, initial_cost: float32: imagined for the plan, measured on the real outcome (latest
         frame against goal), and measured before acting.
-      distance: float32, true distance to the goal after acting.
+      distance, initial_distance: float32, true distance to the goal after and before acting.
       success: bool, whether the goal is reached after acting.
       finite, proposals: see :class:`Plan`.
       env_state: the environment's state after acting, any pytree.
@@ -144,6 +144,7 @@ class IterationRecord(NamedTuple):
     realised_cost: chex.Array
     initial_cost: chex.Array
     distance: chex.Array
+    initial_distance: chex.Array
     success: chex.Array
     finite: chex.Array
     proposals: Proposals
@@ -217,7 +218,7 @@ def plan(
       variables: the model's variables (one variant).
       observation: what is seen now.
       goal: what should be seen.
-      state: holds the warm start.
+      state: holds the warm start, and where the true simulator starts.
       noise: optimisation step -> standard normal (N, H, A); N is 1 for gradient descent.
       horizon: model actions to plan, traced int32 in 1..H; the result is what a planner built for it gives.
       stop: see :func:`wmq_jax.planning.cem.cem`.
@@ -225,7 +226,7 @@ def plan(
     pair = jax.tree.map(lambda a, b: jnp.stack([a, b]), observation, goal)
     latents = jax.vmap(lambda o: problem.model.encode(variables, o))(pair)
     latent, goal_latent = (jax.tree.map(lambda x: x[i], latents) for i in (0, 1))
-    start = problem.model.start(latent, observation)
+    start = problem.model.start(latent, state.env_state)
     rollout = lambda plans, length, keep: problem.model.rollout(variables, start, plans, length, keep)
     mean, finite, proposals = _optimise(
         problem, rollout, goal_latent, state.warm, state.warm_length, noise, horizon, stop
@@ -336,6 +337,7 @@ def mpc_iteration(
         realised_cost=frame_cost(problem, outcome, chosen.goal),
         initial_cost=chosen.initial_cost,
         distance=distance,
+        initial_distance=problem.env.evaluate(state.env_state, goal_state)[1],
         success=success,
         finite=chosen.finite,
         proposals=chosen.proposals,

@@ -12,9 +12,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmq_jax.quant import calibration, paths
-from wmq_jax.quant.grid import canonical_bits
+from wmq_jax.quant.grid import NO_BITS, canonical_bits
 from wmq_jax.quant.omse import omse_range
-from wmq_jax.quant.quantizer import Quantizer, per_token_quantizer, static_quantizer
+from wmq_jax.quant.quantizer import (
+    OFF,
+    PER_TOKEN,
+    STATIC,
+    Quantizer,
+    no_quantizer,
+    per_token_quantizer,
+    static_quantizer,
+)
 from wmq_jax.quant.rules import Rule, match_rules
 from wmq_jax.quant.transform import State, Transform
 
@@ -99,7 +107,11 @@ def static_activations(
             },
         )
 
-    return Transform(check, apply)
+    def mark(state: State, topology: Any = None) -> State:
+        del topology
+        return _with_quantizers(state, {site: _marked(spec.bits, STATIC) for site, (spec, _) in chosen(state).items()})
+
+    return Transform(check, apply, mark)
 
 
 def dynamic_activations(
@@ -136,7 +148,11 @@ def dynamic_activations(
             },
         )
 
-    return Transform(check, apply)
+    def mark(state: State, topology: Any = None) -> State:
+        del topology
+        return _with_quantizers(state, {site: _marked(spec.bits, PER_TOKEN) for site, spec in chosen(state).items()})
+
+    return Transform(check, apply, mark)
 
 
 def static_range(statistic: Any, spec: ActivationSpec) -> tuple[jax.Array, jax.Array]:
@@ -167,7 +183,14 @@ def _site_names(sites: Sequence[str] | None) -> tuple[str, ...] | None:
     return None if sites is None else tuple(sites)
 
 
+def _marked(bits, mode: int) -> Quantizer:
+    """A quantizer of which the mode alone counts: known also under ``jit``, if the bits are."""
+    bits = canonical_bits(bits)
+    quantized = np.asarray(bits) < NO_BITS if paths.is_known(bits) else False
+    return no_quantizer()._replace(mode=np.where(quantized, mode, OFF))
+
+
 def _with_quantizers(state: State, quantizers: dict[str, Quantizer]) -> State:
     """``state`` with these quantizers added; a later transform replaces an earlier one's."""
-    flat = {f"{site}/input".lstrip("/"): quantizer for site, quantizer in quantizers.items()}
+    flat = {paths.join(site, calibration.INPUT): quantizer for site, quantizer in quantizers.items()}
     return state._replace(quant=paths.nest(flat, state.quant))

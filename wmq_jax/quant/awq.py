@@ -22,7 +22,7 @@ from wmq_jax.quant.block_inputs import capture, check_block_inputs, check_output
 from wmq_jax.quant.equalization import check_following, check_order, check_topology, rescale, rescale_statistics
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import Block, Pair, Topology
-from wmq_jax.quant.transform import State, Transform, block_params, replace_block, unless_none
+from wmq_jax.quant.transform import State, Transform, block_params, mark_codes, replace_block, unless_none
 
 PyTree = Any
 
@@ -131,7 +131,7 @@ def awq(
     if stale_grids and not rounded:
         raise ValueError("awq: stale_grids needs rounded=True, since another transform would round to grids of its own")
     spec = AWQSpec(
-        weights.WeightSpec(None, group_size, layout),
+        dataclasses.replace(weights.WeightSpec(bits, group_size, layout), bits=None),
         scaled,
         clip,
         clip_queries_keys,
@@ -144,14 +144,13 @@ def awq(
 
     def check(state: State, topology: Topology | None = None) -> None:
         check_topology(state, topology, "awq")
-        first = sorted({pair.consumers[0] for _, block in topology.blocks() for pair in block.pairs})
-        if first and not any(spec.pairs(block) for _, block in topology.blocks()):
-            raise ValueError(f"awq: scaled={scaled!r} matches no pair; the first consumers are {', '.join(first)}")
+        check_scaled(topology, spec)
         check_block_inputs(state, topology, "awq", spec.weight)
         check_following(state, topology, spec.pairs)
+        check_order(state, topology, "awq", spec.pairs)
 
     def apply(state: State, topology: Topology | None = None) -> State:
-        check_order(state, topology, "awq")
+        check_order(state, topology, "awq", spec.pairs)
         statistics = state.statistics
         for stack in topology.stacks:
             x, mask = sampled_inputs(state.statistics, stack)
@@ -167,7 +166,21 @@ def awq(
                         statistics = rescale_statistics(statistics, path, pair, found.scales[pair.consumers[0]])
         return state._replace(statistics=statistics)
 
-    return unless_none(bits, Transform(check, apply))
+    def mark(state: State, topology: Topology | None = None) -> State:
+        return mark_codes(state, topology.kernels()) if rounded else state
+
+    return unless_none(bits, Transform(check, apply, mark))
+
+
+def check_scaled(topology: Topology, spec: AWQSpec) -> None:
+    """Checks that ``spec.scaled`` matches a pair, if there are pairs.
+
+    Raises:
+      ValueError: it matches none; those that there are are listed.
+    """
+    first = sorted({pair.consumers[0] for _, block in topology.blocks() for pair in block.pairs})
+    if first and not any(spec.pairs(block) for _, block in topology.blocks()):
+        raise ValueError(f"awq: scaled={spec.scaled!r} matches no pair; the first consumers are {', '.join(first)}")
 
 
 @functools.partial(jax.jit, static_argnames=("block", "spec"))

@@ -94,12 +94,12 @@ def _check_channels(state: State, stack: Stack, x: jax.Array, method: str, spec:
                 "the first of several"
             )
         for site in block.sites:
-            check_groups(f"{path}/{site}/kernel", paths.subtree(part, site)["kernel"].shape, spec)
+            check_groups(paths.join(path, site, "kernel"), paths.subtree(part, site)["kernel"].shape, spec)
             if site not in inputs:
                 raise ValueError(f"block '{path}' has no tap '{site}'; its taps are {', '.join(inputs) or 'none'}")
             rows, shape = paths.subtree(part, site)["kernel"].shape[0], inputs[site].shape
             if shape != (*x.shape[:-1], rows):
                 raise ValueError(
-                    f"{method} cannot treat site '{path}/{site}': its kernel has {rows} inputs, but what passes it has "
-                    f"shape {shape} where the block's input has {x.shape}"
+                    f"{method} cannot treat site '{paths.join(path, site)}': its kernel has {rows} inputs, but what "
+                    f"passes it has shape {shape} where the block's input has {x.shape}"
                 )

@@ -1,7 +1,7 @@
 """Calibration: run a function over batches and keep statistics of what passes its sites.
 
-Statistics are a pytree, site path -> ``{'input': statistic}`` and block path -> ``{'block': sequences}``; they save,
-load, merge across batches and hosts, and mirror the tree of quantizers that is made from them.
+Statistics are a pytree, site path -> ``{'input': statistic}`` and block path -> ``{'block-input': sequences}``; they
+save, load, merge across batches and hosts, and mirror the tree of quantizers that is made from them.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from wmq_jax.quant import paths
-from wmq_jax.quant.statistics import KINDS, Sequences, is_statistic
+from wmq_jax.quant.observers import Observer
+from wmq_jax.quant.statistics import KINDS, ChannelRange, Sequences, is_statistic
 
 PyTree = Any
 
 # Last name of a statistic: of a site's input, of a block's input.
 INPUT = "input"
-BLOCK = "block"
+BLOCK = "block-input"  # which no attribute can be called, as a module inside a block can be called "block"
 
 # (variables, statistics or None, *batch) -> statistics
 Observe = Callable[..., PyTree]
@@ -42,15 +43,12 @@ def calibrate(
 
     Raises:
       TypeError: a batch is neither a tuple nor a list.
-      ValueError: there is no batch, or ``statistics`` are of another observer.
+      ValueError: there is no batch, one has an empty array, or ``statistics`` are of another observer.
     """
     update = jax.jit(observe)
     empty, given = True, statistics
     for batch in batches:
-        if not isinstance(batch, (tuple, list)):
-            raise TypeError(
-                f"a batch is a tuple of the model's arguments, (x,) for a single one, not a {type(batch).__name__}"
-            )
+        _check_batch(batch)
         if empty:
             shapes = jax.eval_shape(observe, variables, None, *batch)
             if given is not None:
@@ -78,6 +76,21 @@ def merge_statistics(*parts: PyTree) -> PyTree:
     _check_draws(parts)
     merge = functools.partial(jax.tree.map, lambda a, b: a.merge(b), is_leaf=is_statistic)
     return functools.reduce(merge, parts)
+
+
+def updated(observer: Observer, statistic: Any, x: jax.Array, site: str) -> Any:
+    """The statistic of a site (None: nothing seen yet) after one more input.
+
+    Raises:
+      ValueError: the site saw another number of channels before.
+    """
+    empty = observer.empty(x)
+    if statistic is None:
+        statistic = empty
+    elif isinstance(empty, ChannelRange) and empty.minimum.shape != statistic.minimum.shape:
+        widths = [seen.minimum.shape[-1] for seen in (statistic, empty)]
+        raise ValueError(f"site '{site}' has inputs of {widths[0]} and of {widths[1]} channels; give each its own name")
+    return observer.update(statistic, x)
 
 
 def params_of(variables: PyTree) -> PyTree:
@@ -144,6 +157,16 @@ def check_statistics(named: dict[str, Any]) -> None:
             raise ValueError(f"site '{site}' was never called during calibration")
         arrays = {f"{site}/{field}": value for field, value in statistic._asdict().items()}
         paths.check_finite("calibration statistic", arrays)
+
+
+def _check_batch(batch: Any) -> None:
+    if not isinstance(batch, (tuple, list)):
+        raise TypeError(
+            f"a batch is a tuple of the model's arguments, (x,) for a single one, not a {type(batch).__name__}"
+        )
+    empty = [np.shape(leaf) for leaf in jax.tree.leaves(batch) if hasattr(leaf, "shape") and 0 in np.shape(leaf)]
+    if empty:
+        raise ValueError(f"a batch has an empty array, of shape {empty[0]}")
 
 
 def _check_alike(one: PyTree, other: PyTree, everywhere: bool = True) -> None:

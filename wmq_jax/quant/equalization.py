@@ -7,6 +7,7 @@ scale.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -21,6 +22,9 @@ from wmq_jax.quant.topology import NORM, Block, Pair, Topology
 from wmq_jax.quant.transform import State, block_params
 
 PyTree = Any
+
+# The pairs of a block that a method treats.
+Pairs = Callable[[Block], Sequence[Pair]]
 
 # A scale below this is taken as this, by all released methods.
 SMALLEST_SCALE = 1e-5
@@ -73,7 +77,7 @@ def rescale_statistics(statistics: PyTree, path: str, pair: Pair, scale: jax.Arr
     if statistics is None:
         return None
     followers = _followers(calibration.site_statistics(statistics), path, pair)
-    moved = {f"{site}/{calibration.INPUT}": seen.rescaled(scale, shift) for site, seen in followers.items()}
+    moved = {paths.join(site, calibration.INPUT): seen.rescaled(scale, shift) for site, seen in followers.items()}
     return paths.nest(moved, statistics)
 
 
@@ -91,48 +95,63 @@ def check_topology(state: State, topology: Topology | None, method: str) -> None
     names = paths.named_leaves(state.params)
     _check_description(topology)
     for path, block in topology.blocks():
-        wanted = [f"{path}/{site}/kernel" for site in block.sites]
-        wanted += [f"{path}/{pair.producer}/{_gain(pair)}" for pair in block.pairs if pair.producer is not None]
+        wanted = [paths.join(path, site, "kernel") for site in block.sites]
+        wanted += [paths.join(path, pair.producer, _gain(pair)) for pair in block.pairs if pair.producer is not None]
         missing = [name for name in wanted if name not in names]
         if missing:
             raise ValueError(f"the topology names '{missing[0]}', which the parameters lack")
         for site in block.sites:
-            shape = tuple(names[f"{path}/{site}/kernel"].shape)
+            name = paths.join(path, site, "kernel")
+            shape = tuple(names[name].shape)
             if len(shape) != 2 and site not in dict(block.input_axes):
                 raise ValueError(
                     f"{method} takes kernels of two axes, or of several where the block's input_axes says how many are "
-                    f"inputs; '{path}/{site}/kernel' has shape {shape}"
+                    f"inputs; '{name}' has shape {shape}"
                 )
         # All of a block: searches compare outputs, and what is not finite in one reaches the blocks after it.
         floating = lambda name: jnp.issubdtype(jnp.result_type(names[name]), jnp.floating)
-        inside = [name for name in names if name.startswith(f"{path}/") and floating(name)]
+        inside = [name for name in names if name.startswith(path and f"{path}/") and floating(name)]
         paths.check_finite("weight", {name: names[name] for name in inside})
 
 
-def check_order(state: State, topology: Topology, method: str) -> None:
-    """Checks that no site of the topology is quantized yet, since scales and shifts would no longer be those that its
-    codes or its static range were made for. Where values are unknown (under ``jit``), ranges are not looked at.
+def check_order(state: State, topology: Topology, method: str, pairs: Pairs, rounds: bool = True) -> None:
+    """Checks that nothing is quantized yet that a method changes: its codes or its static range were made for other
+    scales and shifts. Where bits are unknown (under ``jit``), ranges are not looked at.
+
+    Args:
+      state, topology: of the model.
+      method: its name.
+      pairs: ``block -> pairs`` that it re-scales.
+      rounds: it changes every site's kernel, not only those of the pairs.
 
     Raises:
       ValueError: naming the first site that is.
     """
     quantizers = paths.named_leaves(state.quant)
     for path, block in topology.blocks():
-        for site in (f"{path}/{name}" for name in block.sites):
-            if f"{site}/kernel" in state.codes:
+        for site in block.sites if rounds else rescaled_kernels(block, pairs):
+            if paths.join(path, site, "kernel") in state.codes:
                 raise ValueError(
-                    f"{method} comes after a transform that rounded '{site}/kernel', which it changes: put it first in "
-                    "the chain"
+                    f"{method} comes after a transform that rounded '{paths.join(path, site, 'kernel')}', which it "
+                    "changes: put it first in the chain"
                 )
-            mode = quantizers.get(f"{site}/{calibration.INPUT}/mode", OFF)
-            if not isinstance(mode, jax.core.Tracer) and bool(np.any(np.asarray(mode) == STATIC)):
+        for name in (name for pair in pairs(block) if pair.producer is not None for name in pair.consumers):
+            site = paths.join(path, name)
+            mode = quantizers.get(paths.join(site, calibration.INPUT, "mode"), OFF)
+            if paths.is_known(mode) and bool(np.any(np.asarray(mode) == STATIC)):
                 raise ValueError(
                     f"{method} comes after static_activations, whose range of site '{site}' it changes: put it first "
                     "in the chain"
                 )
 
 
-def channel_statistics(state: State, topology: Topology, pairs, method: str) -> None:
+def rescaled_kernels(block: Block, pairs: Pairs) -> list[str]:
+    """The sites of a block whose kernels a re-scaling of these pairs changes."""
+    changed = {name for pair in pairs(block) for name in (pair.producer, *pair.consumers)}
+    return [site for site in block.sites if site in changed]
+
+
+def channel_statistics(state: State, topology: Topology, pairs: Pairs, method: str) -> None:
     """Checks on the host that every consumer of the chosen pairs has a finite statistic of its channels.
 
     Raises:
@@ -143,7 +162,7 @@ def channel_statistics(state: State, topology: Topology, pairs, method: str) -> 
     for path, block in topology.blocks():
         consumers = [consumer for pair in pairs(block) for consumer in pair.consumers]
         _, matrices = as_matrices(block, block_params(state, path))
-        wanted |= {f"{path}/{name}": paths.subtree(matrices, name)["kernel"].shape[0] for name in consumers}
+        wanted |= {paths.join(path, name): paths.subtree(matrices, name)["kernel"].shape[0] for name in consumers}
     for site, rows in wanted.items():
         if not isinstance(seen.get(site), ChannelRange):
             raise ValueError(
@@ -157,7 +176,7 @@ def channel_statistics(state: State, topology: Topology, pairs, method: str) -> 
     calibration.check_statistics({site: seen[site] for site in wanted})
 
 
-def check_following(state: State, topology: Topology, pairs) -> None:
+def check_following(state: State, topology: Topology, pairs: Pairs) -> None:
     """Checks that the statistics which are there can follow a re-scaling of the chosen pairs.
 
     Args:
@@ -181,7 +200,7 @@ def foldable(block: Block, kinds: tuple[str, ...] = (NORM,)) -> list[Pair]:
 
 def _followers(seen: dict[str, Any], path: str, pair: Pair) -> dict[str, ChannelRange]:
     """The statistics of a pair's consumers that there are."""
-    sites = [site for site in (f"{path}/{consumer}" for consumer in pair.consumers) if site in seen]
+    sites = [site for site in (paths.join(path, name) for name in pair.consumers) if site in seen]
     for site in sites:
         if not isinstance(seen[site], ChannelRange):
             raise ValueError(

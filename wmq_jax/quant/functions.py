@@ -77,7 +77,7 @@ def observe(
 
     def record(name: str, seen, x):
         chosen = block_observer if name in blocks else observer
-        return x, chosen.update(chosen.empty(x) if seen is None else seen, x)
+        return x, calibration.updated(chosen, seen, x, name)
 
     run = thread(function, record)
 
@@ -90,6 +90,6 @@ def observe(
             wanted = f"'{missing[0]}'" if missing else "at all"
             raise ValueError(f"the function has no tap {wanted}; calibration sees what passes quant.tap(x, name)")
         last = lambda name: calibration.BLOCK if name in blocks else calibration.INPUT
-        return paths.nest({f"{name}/{last(name)}".lstrip("/"): state for name, state in states.items()})
+        return paths.nest({paths.join(name, last(name)): state for name, state in states.items()})
 
     return update

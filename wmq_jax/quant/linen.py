@@ -1,8 +1,9 @@
 """Activation quantization and calibration of any Flax Linen model, without editing it.
 
-The input of every Dense, DenseGeneral, Einsum and convolution is intercepted. Several last axes that a DenseGeneral
-contracts (the heads of an output projection) are one: its channels. The quantizer lives in the collection 'quant' at
-the module's own path, as variable 'input'; statistics live in 'stats', those of a block's input as variable 'block'.
+The input of every Dense, DenseGeneral, Einsum and convolution is intercepted, in a subclass where its ``__call__``
+comes to Flax's own; a subclass that does without is no site. The axes that a DenseGeneral contracts (the heads of an
+output projection), wherever they are, are one: its channels. The quantizer lives in the collection 'quant' at the
+module's own path, as variable 'input'; statistics live in 'stats', those of a block's input as variable 'block-input'.
 Collections, not names, keep layers apart. A lifted transform that does not carry them (``nn.scan`` with
 ``variable_axes={'params': 0}``, ``nn.RNN``) hides them from the modules inside; what is hidden becomes a tap of the
 same name (``quant.tap``), and each iteration of a scan has a statistic and a quantizer of its own, steps of time as
@@ -83,7 +84,7 @@ def observe_blocks(observer: Observer, blocks: Iterable[str], hidden: Hidden | N
     chosen = frozenset(blocks)
 
     def intercept(next_function, args, kwargs, context):
-        if _name(context.module) in chosen and context.method_name == "__call__":
+        if _name(context.module) in chosen and _is_outermost(context):
             update = lambda x: _update(context.module, BLOCK, observer, x, hidden)
             if args:
                 args = (update(args[0]), *args[1:])
@@ -135,7 +136,7 @@ def quantized_apply(model: nn.Module, rounding: Rounding = jnp.round) -> Callabl
         if not hidden:
             return out
         # Taps have no effect by themselves. Under jit, what the first run computed is dropped.
-        named = {f"{name}/{INPUT}".lstrip("/"): quantizers[name] for name in hidden}
+        named = {paths.join(name, INPUT): quantizers[name] for name in hidden}
         apply_taps = functions.quantized_apply(run, rounding)
         return apply_taps({"params": variables, QUANT: paths.nest(named)}, *args, **kwargs)
 
@@ -183,7 +184,7 @@ def observe(
 
         def record(name, seen, x):
             chosen = block_observer if name.rpartition("/")[2] == BLOCK else observer
-            return x, chosen.update(chosen.empty(x) if seen is None else seen, x)
+            return x, calibration.updated(chosen, seen, x, name)
 
         updated = run(variables, *batch)
         _check_seen(updated, hidden, blocks)
@@ -252,9 +253,9 @@ def _name(module: nn.Module) -> str:
 def _update(module: nn.Module, name: str, observer: Observer, x: Any, hidden: Hidden | None) -> Any:
     """Shows ``x`` to the statistic ``name`` of ``module``, or to ``hidden`` where there can be none; ``x`` goes on."""
     if not module.is_mutable_collection(STATS):
-        return x if hidden is None else hidden(f"{_name(module)}/{name}".lstrip("/"), x)
-    seen = module.get_variable(STATS, name) if module.has_variable(STATS, name) else observer.empty(x)
-    module.put_variable(STATS, name, observer.update(seen, x))
+        return x if hidden is None else hidden(paths.join(_name(module), name), x)
+    seen = module.get_variable(STATS, name) if module.has_variable(STATS, name) else None
+    module.put_variable(STATS, name, calibration.updated(observer, seen, x, _name(module)))
     return x
 
 
@@ -264,14 +265,25 @@ def _quantizers(variables: Any) -> dict[str, Quantizer]:
     return {name.rpartition("/")[0]: quantizer for name, quantizer in named.items()}
 
 
+def _is_outermost(context: nn.module.InterceptorContext) -> bool:
+    """Whether this is a module's ``__call__``, and none of a base class that its own makes."""
+    own = type(context.module).__call__
+    return context.method_name == "__call__" and context.orig_method.func in (own, getattr(own, "__wrapped__", own))
+
+
+def _is_site(context: nn.module.InterceptorContext) -> bool:
+    """Whether this is the call whose input meets the kernel: Flax's own, which that of a subclass may make later."""
+    layer = isinstance(context.module, INTERCEPTED) and context.method_name == "__call__"
+    return layer and context.orig_method.func.__module__.partition(".")[0] == "flax"
+
+
 def _entered(modules: dict[str, bool]) -> Callable[..., Any]:
     """An interceptor that notes the name of every module that runs: True if its input may be quantized."""
 
     def intercept(next_function, args, kwargs, context):
         if context.method_name != "setup" and context.module.scope is not None:
-            site = isinstance(context.module, INTERCEPTED) and context.method_name == "__call__"
             name = _name(context.module)
-            modules[name] = modules.get(name, False) or site
+            modules[name] = modules.get(name, False) or _is_site(context)
         return next_function(*args, **kwargs)
 
     return intercept
@@ -299,11 +311,11 @@ def _check_used(quantizers: Iterable[str], entered: dict[str, bool], variables: 
 def _on_input(function: Callable[[nn.Module, Any], Any]) -> Callable[..., Any]:
     """An interceptor that puts ``function(module, x)`` in place of the input of a call.
 
-    Several last axes that a DenseGeneral contracts are one in ``x``: its channels.
+    The axes that a DenseGeneral contracts are one in ``x``, the last: its channels.
     """
 
     def intercept(next_function, args, kwargs, context):
-        if isinstance(context.module, INTERCEPTED) and context.method_name == "__call__":
+        if _is_site(context):
             module = context.module
             axis = module.axis if isinstance(module, nn.DenseGeneral) else -1
             change = with_channels(lambda x: function(module, x), axis)

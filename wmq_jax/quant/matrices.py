@@ -37,7 +37,7 @@ class ShapedApply:
 
     def under(self, path: str, apply: BlockApply) -> ShapedApply:
         """The same for the function of a part at ``path``."""
-        prefix = f"{path}/" if path else ""
+        prefix = path and f"{path}/"
         inside = ((name.removeprefix(prefix), shape) for name, shape in self.shapes if name.startswith(prefix))
         return ShapedApply(apply, tuple(inside))
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Iterable
 from typing import Any
 
@@ -88,8 +89,9 @@ def functional(model: nnx.Module, method: str = "__call__", blocks: Iterable[str
     if unknown:
         raise ValueError(f"the model has no module '{unknown[0]}'; its modules are {', '.join(filter(None, modules))}")
     for path, module in modules.items():
-        if path in blocks or isinstance(module, INTERCEPTED):
-            module.__class__ = _tapped(type(module))
+        layer = next((kind for kind in type(module).__mro__ if kind in INTERCEPTED), None)
+        if path in blocks or layer is not None:
+            module.__class__ = _tapped(type(module), None if path in blocks else layer)
             module.tap_name = path
     graph, params, rest = nnx.split(model, nnx.Param, ...)
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), params)
@@ -104,15 +106,23 @@ def with_params(model: nnx.Module, params: PyTree) -> nnx.Module:
 
 
 @functools.cache
-def _tapped(kind: type[nnx.Module]) -> type[nnx.Module]:
-    """A subclass with a tap at its first argument: states and attributes stay as they are."""
+def _tapped(kind: type[nnx.Module], layer: type[nnx.Module] | None = None) -> type[nnx.Module]:
+    """A subclass with a tap at its first argument: states and attributes stay as they are.
+
+    Args:
+      kind: the class of a module.
+      layer: of its bases, the one whose call meets the kernel; ``kind`` may do something to its input before.
+    """
+    if layer is not None and kind is not layer:
+        # Next to `kind` in the order of its bases stands the tap, which its `super().__call__` then comes by.
+        return type(f"Tapped{kind.__name__}", (kind, _tapped(layer, layer)), {})
+    first = list(inspect.signature(kind.__call__).parameters)[1]
 
     def call(self, *args, **kwargs):
         axis = self.axis if isinstance(self, nnx.LinearGeneral) else -1
         change = with_channels(lambda x: tap(x, self.tap_name), axis)
         if args:
             return kind.__call__(self, change(args[0]), *args[1:], **kwargs)
-        first = next(iter(kwargs))
         return kind.__call__(self, **{**kwargs, first: change(kwargs[first])})
 
     return type(f"Tapped{kind.__name__}", (kind,), {"__call__": call})

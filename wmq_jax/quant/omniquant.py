@@ -33,8 +33,8 @@ from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, NO_CLIPPING, lwc_grid
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.quantizer import fake_quant_tokens, per_token_quantizer
 from wmq_jax.quant.taps import thread
-from wmq_jax.quant.topology import Block, Topology
-from wmq_jax.quant.transform import State, Transform, block_params, replace_block, unless_none
+from wmq_jax.quant.topology import Block, Stack, Topology
+from wmq_jax.quant.transform import State, Transform, block_params, mark_codes, replace_block, unless_none
 
 PyTree = Any
 
@@ -48,12 +48,13 @@ class OmniQuantSpec:
 
     Attributes:
       weight: how kernels are quantized; its bits are None, they are data.
-      epochs: passes over the samples. 0: initial scales, and rounding to ``absmax_grid`` without clipping.
+      epochs: passes over the samples. 0: initial scales, and rounding to ``untrained_grid`` without clipping.
       batch: samples a step, in order.
       optimizer: ``init`` and ``update`` as of an optax transformation, over ``{'transform': ..., 'clipping': ...}``.
       scale_limits, include_zero: of weights' scales and of tokens' ranges; see ``omniquant``.
       keep_best: keep what training ended with only if its loss over all samples is below that of what it began with,
         and of rounding without scales, shifts or clipping. The published training keeps its end.
+      untrained_grid: of weights without training.
     """
 
     weight: weights.WeightSpec
@@ -63,6 +64,7 @@ class OmniQuantSpec:
     scale_limits: tuple[float, float] = weights.SCALE_LIMITS
     include_zero: bool = True
     keep_best: bool = False
+    untrained_grid: weights.GridFn = weights.absmax_grid
 
 
 class OmniQuantBlock(NamedTuple):
@@ -113,31 +115,26 @@ def omniquant(
       optimizer: for ``epochs`` above 0: an optax transformation over ``{'transform': ..., 'clipping': ...}``, such as
         ``optax.multi_transform({'transform': optax.adamw(5e-3, weight_decay=0), 'clipping': optax.adamw(1e-2,
         weight_decay=0)}, {'transform': 'transform', 'clipping': 'clipping'})``. Pass one object to compile once.
-      released: weights' scales kept in 1e-5..1e4 and tokens' ranges not extended to 0, as in the released quantizers,
-        and what training ended with kept even if it raised the block's error or is no number.
+      released: weights' scales kept in 1e-5..1e4 (without training, at 2^-23 or above) and tokens' ranges not extended
+        to 0, as in the released quantizers, and what training ended with kept even if it raised the block's error or
+        is no number.
 
     Raises:
       ValueError: epochs without an optimizer; and from ``check``: no topology, no sampled block input, no statistics of
         channels, a kernel whose inputs are not the channels of its tap (a convolution's), NaN or infinity; the site is
         named. From ``apply``: a float block gives NaN or infinity.
     """
-    if not isinstance(epochs, int) or epochs < 0 or (epochs and optimizer is None):
-        raise ValueError(f"omniquant takes epochs of 0, or more with an optimizer; got {epochs} and {optimizer}")
-    if epochs and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise ValueError(f"omniquant's optimizer must be one of optax, such as optax.adam(5e-3), not {optimizer!r}")
-    if not isinstance(batch, int) or batch < 1:
-        raise ValueError(f"omniquant's batch must be 1 or more samples, not {batch}")
-    if not 0 <= alpha <= 1:
-        raise ValueError(f"omniquant's alpha must be 0..1, not {alpha}")
+    _check_settings(epochs, batch, optimizer, alpha)
     limits = weights.RELEASED_SCALE_LIMITS if released else weights.SCALE_LIMITS
     spec = OmniQuantSpec(
-        weights.WeightSpec(None, group_size, layout),
+        dataclasses.replace(weights.WeightSpec(bits, group_size, layout), bits=None),
         epochs,
         batch,
         optimizer,
         limits,
         include_zero=not released,
         keep_best=not released,
+        untrained_grid=weights.released_absmax_grid if released else weights.absmax_grid,
     )
     bits, act_bits = grids.canonical_bits(bits), grids.canonical_bits(act_bits)
 
@@ -146,30 +143,52 @@ def omniquant(
         channel_statistics(state, topology, foldable, "omniquant")
         check_block_inputs(state, topology, "omniquant", spec.weight)
         check_following(state, topology, foldable)
+        check_order(state, topology, "omniquant", foldable)
 
     def apply(state: State, topology: Topology | None = None) -> State:
-        check_order(state, topology, "omniquant")
-        statistics = state.statistics
-        sites = calibration.site_statistics(state.statistics)
+        check_order(state, topology, "omniquant", foldable)
         for stack in topology.stacks:
-            x, mask = sampled_inputs(state.statistics, stack)
-            target = x
-            for path, block in stack:
-                maxima = {pair.consumers[0]: sites[f"{path}/{pair.consumers[0]}"].absmax() for pair in foldable(block)}
-                part = block_params(state, path)
-                view, matrices = as_matrices(block, part)
-                learned = initial(matrices, maxima, alpha, view, spec)
-                trained = omniquant_block(matrices, learned, x, target, mask, bits, act_bits, view, spec)
-                changed = reshape_like(trained.params, part)
-                state = replace_block(state, path, changed, block.sites, trained.codes, bits)
-                x, target = trained.output, trained.target
-                check_outputs(path, target)
-                for pair in foldable(block):
-                    moved = trained.learned[TRANSFORM][pair.consumers[0]]
-                    statistics = rescale_statistics(statistics, path, pair, moved["scale"], moved.get("shift", 0.0))
-        return state._replace(statistics=statistics)
+            state = _quantize_stack(state, stack, bits, act_bits, alpha, spec)
+        return state
 
-    return unless_none(bits, Transform(check, apply))
+    def mark(state: State, topology: Topology | None = None) -> State:
+        return mark_codes(state, topology.kernels())
+
+    return unless_none(bits, Transform(check, apply, mark))
+
+
+def _check_settings(epochs, batch, optimizer, alpha) -> None:
+    if not isinstance(epochs, int) or epochs < 0 or (epochs and optimizer is None):
+        raise ValueError(f"omniquant takes epochs of 0, or more with an optimizer; got {epochs} and {optimizer}")
+    if epochs and not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
+        raise ValueError(f"omniquant's optimizer must be one of optax, such as optax.adam(5e-3), not {optimizer!r}")
+    if not isinstance(batch, int) or batch < 1:
+        raise ValueError(f"omniquant's batch must be 1 or more samples, not {batch}")
+    if not 0 <= alpha <= 1:
+        raise ValueError(f"omniquant's alpha must be 0..1, not {alpha}")
+
+
+def _quantize_stack(state: State, stack: Stack, bits, act_bits, alpha: float, spec: OmniQuantSpec) -> State:
+    """Every block after those before it: on what they give quantized, against what they give in float."""
+    x, mask = sampled_inputs(state.statistics, stack)
+    target = x
+    for path, block in stack:
+        sites = calibration.site_statistics(state.statistics)
+        pairs = [(pair, pair.consumers[0]) for pair in foldable(block)]
+        maxima = {consumer: sites[paths.join(path, consumer)].absmax() for _, consumer in pairs}
+        part = block_params(state, path)
+        view, matrices = as_matrices(block, part)
+        learned = initial(matrices, maxima, alpha, view, spec)
+        trained = omniquant_block(matrices, learned, x, target, mask, bits, act_bits, view, spec)
+        x, target = trained.output, trained.target
+        check_outputs(path, target)
+        state = replace_block(state, path, reshape_like(trained.params, part), block.sites, trained.codes, bits)
+        statistics = state.statistics
+        for pair, consumer in pairs:
+            moved = trained.learned[TRANSFORM][consumer]
+            statistics = rescale_statistics(statistics, path, pair, moved["scale"], moved.get("shift", 0.0))
+        state = state._replace(statistics=statistics)
+    return state
 
 
 @functools.partial(jax.jit, static_argnames=("block", "spec"))
@@ -255,7 +274,7 @@ def transformed(
 
         def grid_fn(groups, bits):
             if not spec.epochs:
-                return weights.absmax_grid(groups, bits)
+                return spec.untrained_grid(groups, bits)
             return lwc_grid(groups, bits, factors["upper"], factors["lower"], scale_limits=spec.scale_limits)
 
         kernel = paths.subtree(params, name)

@@ -68,6 +68,11 @@ def subtree(tree: PyTree, name: str) -> PyTree:
     return tree
 
 
+def join(*names: str) -> str:
+    """Names as one; an empty one, the root of a tree, adds nothing."""
+    return "/".join(filter(None, names))
+
+
 def is_known(array: Any) -> bool:
     """Whether the host can look at the values of ``array``: not while a function of it is traced."""
     return not isinstance(array, jax.core.Tracer)

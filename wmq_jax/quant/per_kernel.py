@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from wmq_jax.quant import paths, weights
 from wmq_jax.quant.grid import NO_BITS, canonical_bits
 from wmq_jax.quant.rules import Rule, match_rules
-from wmq_jax.quant.transform import State, Transform
+from wmq_jax.quant.transform import State, Transform, mark_codes
 
 KERNELS = "(.*/)?kernel"
 
@@ -25,13 +25,16 @@ def per_kernel(default: weights.WeightSpec, grid_fn: weights.GridFn, rules: Sequ
         their settings are the fields of ``WeightSpec``. Default: every leaf called 'kernel'.
 
     Raises:
-      ValueError: from ``check``: NaN, infinity, integers, or groups that do not fit; from ``apply``: a kernel that an
-        earlier transform of the chain has rounded. It is named.
+      ValueError: from ``check``: NaN, infinity, integers, groups that do not fit, or a kernel that an earlier transform
+        of the chain rounds. It is named.
     """
 
     def specs(params) -> dict[str, weights.WeightSpec]:
         matched = match_rules(rules, paths.named_leaves(params), default)
         return {name: spec for name, spec in matched.items() if spec is not None}
+
+    def rounded(params) -> dict[str, weights.WeightSpec]:
+        return {name: spec for name, spec in specs(params).items() if not _known_none(spec)}
 
     def check(state: State, topology: Any = None) -> None:
         del topology
@@ -40,13 +43,16 @@ def per_kernel(default: weights.WeightSpec, grid_fn: weights.GridFn, rules: Sequ
         for name, spec in chosen.items():
             if not jnp.issubdtype(jnp.result_type(leaves[name]), jnp.floating):
                 raise ValueError(f"weight '{name}' is {jnp.result_type(leaves[name])}, not floating point")
+            if jnp.result_type(leaves[name]).itemsize < 2:
+                raise ValueError(f"weight '{name}' is {jnp.result_type(leaves[name])}; quantize what it was made of")
             weights.check_groups(name, leaves[name].shape, spec)
         paths.check_finite("weight", {name: leaves[name] for name in chosen})
+        _check_first(state, rounded(state.params))
 
     def apply(state: State, topology: Any = None) -> State:
         del topology
         leaves = paths.named_leaves(state.params)
-        chosen = {name: spec for name, spec in specs(state.params).items() if not _known_none(spec)}
+        chosen = rounded(state.params)
         _check_first(state, chosen)
         kernels = {name: leaves[name] for name in chosen}
         codes = weights.quantize_kernels(kernels, chosen, grid_fn)
@@ -55,7 +61,11 @@ def per_kernel(default: weights.WeightSpec, grid_fn: weights.GridFn, rules: Sequ
         params = paths.map_named(lambda name, leaf: floats.get(name, leaf), state.params)
         return state._replace(params=params, codes=state.codes | codes)
 
-    return Transform(check, apply)
+    def mark(state: State, topology: Any = None) -> State:
+        del topology
+        return mark_codes(state, rounded(state.params))
+
+    return Transform(check, apply, mark)
 
 
 def _known_none(spec: weights.WeightSpec) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import jax
 
-from wmq_jax.quant import calibration
+from wmq_jax.quant import calibration, paths
 from wmq_jax.quant.equalization import (
     channel_statistics,
     check_order,
@@ -15,6 +15,7 @@ from wmq_jax.quant.equalization import (
     foldable,
     rescale,
     rescale_statistics,
+    rescaled_kernels,
     smoothing_scale,
 )
 from wmq_jax.quant.matrices import as_matrices, reshape_like
@@ -37,22 +38,24 @@ def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in 0..1, not {alpha}")
-    kinds = (NORM, LINEAR) if linear else (NORM,)
+    treated = functools.partial(foldable, kinds=(NORM, LINEAR) if linear else (NORM,))
 
     def check(state: State, topology: Topology | None = None) -> None:
         check_topology(state, topology, "smoothquant")
-        channel_statistics(state, topology, lambda block: foldable(block, kinds), "smoothquant")
+        channel_statistics(state, topology, treated, "smoothquant")
+        check_order(state, topology, "smoothquant", treated, rounds=False)
 
     def apply(state: State, topology: Topology | None = None) -> State:
-        check_order(state, topology, "smoothquant")
+        check_order(state, topology, "smoothquant", treated, rounds=False)
         seen = calibration.site_statistics(state.statistics)
         statistics = state.statistics
         for path, block in topology.blocks():
-            pairs = tuple(foldable(block, kinds))
-            maxima = [seen[f"{path}/{pair.consumers[0]}"].absmax() for pair in pairs]
+            pairs = tuple(treated(block))
+            maxima = [seen[paths.join(path, pair.consumers[0])].absmax() for pair in pairs]
             part = block_params(state, path)
             smoothed, scales = _smooth(as_matrices(block, part)[1], maxima, alpha, pairs)
-            state = replace_block(state, path, reshape_like(smoothed, part), block.sites)
+            changed = rescaled_kernels(block, treated)
+            state = replace_block(state, path, reshape_like(smoothed, part), changed)
             for pair, scale in zip(pairs, scales):
                 statistics = rescale_statistics(statistics, path, pair, scale)
         return state._replace(statistics=statistics)

@@ -57,20 +57,19 @@ def tap(x: jax.Array, name: str) -> jax.Array:
 
 
 def with_channels(function: Callable[[jax.Array], jax.Array], axis: int | Sequence[int]) -> Callable[..., jax.Array]:
-    """``function`` of an input whose last axes that are contracted together are one, its channels.
+    """``function`` of an input whose axes that are contracted together are one, the last: its channels.
 
     Args:
       function: keeps the shape.
-      axis: what a layer contracts; several axes are joined if they are the last ones in order, and left as they are
-        otherwise.
+      axis: what a layer contracts; several axes are joined in this order.
     """
     axes = (axis,) if isinstance(axis, int) else tuple(axis)
+    last = tuple(range(-len(axes), 0))
 
     def apply(x):
-        last = tuple(range(x.ndim - len(axes), x.ndim))
-        if len(axes) == 1 or tuple(one % x.ndim for one in axes) != last:
-            return function(x)
-        return function(x.reshape(*x.shape[: last[0]], -1)).reshape(x.shape)
+        moved = jnp.moveaxis(x, axes, last)
+        joined = moved.reshape(*moved.shape[: x.ndim - len(axes)], -1)
+        return jnp.moveaxis(function(joined).reshape(moved.shape), last, axes)
 
     return apply
 

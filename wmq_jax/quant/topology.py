@@ -13,6 +13,8 @@ from typing import Any
 
 import jax
 
+from wmq_jax.quant import paths
+
 PyTree = Any
 
 # (parameters of the block, input (B, L, ...)) -> output. Pure, and hashable by value: it is a static argument. Every
@@ -116,6 +118,10 @@ class Topology:
     def blocks(self) -> list[tuple[str, Block]]:
         """All blocks with their paths."""
         return [entry for stack in self.stacks for entry in stack]
+
+    def kernels(self) -> list[str]:
+        """Names of the kernels of all sites."""
+        return [paths.join(path, site, "kernel") for path, block in self.blocks() for site in block.sites]
 
     def first_blocks(self) -> list[str]:
         """Paths of the blocks whose inputs calibration samples."""

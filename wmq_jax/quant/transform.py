@@ -41,6 +41,12 @@ class State(NamedTuple):
     codes: Mapping[str, QuantizedKernel] = {}
 
 
+def _unmarked(state: State, topology: Any = None) -> State:
+    """``state`` as it is: of a transform after which later checks find nothing else."""
+    del topology
+    return state
+
+
 class Transform(NamedTuple):
     """One quantization step.
 
@@ -49,6 +55,9 @@ class Transform(NamedTuple):
         cannot be quantized: a rule without a match, NaN or infinity (of known values; tracers pass), missing
         statistics.
       apply: ``(state, topology) -> state``, pure.
+      mark: ``(state, topology) -> state`` as far as later checks look at what ``apply`` does, without doing it: the
+        names of parameters with codes (whose values may be anything), and the modes of quantizers. ``chain`` finds with
+        it, before any search, what does not go together.
 
     ``topology`` is whatever description of the model's structure a method asks for (None for
     methods that look at one site at a time).
@@ -56,6 +65,7 @@ class Transform(NamedTuple):
 
     check: Callable[[State, Any], None]
     apply: Callable[[State, Any], State]
+    mark: Callable[[State, Any], State] = _unmarked
 
 
 def chain(*transforms: Transform) -> Transform:
@@ -64,18 +74,29 @@ def chain(*transforms: Transform) -> Transform:
     def check(state: State, topology: Any = None) -> None:
         for transform in transforms:
             transform.check(state, topology)
+            state = transform.mark(state, topology)
 
     def apply(state: State, topology: Any = None) -> State:
         for transform in transforms:
             state = transform.apply(state, topology)
         return state
 
-    return Transform(check, apply)
+    def mark(state: State, topology: Any = None) -> State:
+        for transform in transforms:
+            state = transform.mark(state, topology)
+        return state
+
+    return Transform(check, apply, mark)
+
+
+def mark_codes(state: State, names: Iterable[str]) -> State:
+    """For ``Transform.mark``: ``state`` with parameters of these names known as rounded."""
+    return state._replace(codes={**state.codes, **dict.fromkeys(names)})
 
 
 def block_params(state: State, path: str) -> dict[str, Any]:
     """The parameters of a block as plain nested dictionaries, whatever (a FrozenDict, lists, boxes) holds them."""
-    prefix = f"{path}/"
+    prefix = path and f"{path}/"
     named = paths.named_leaves(state.params).items()
     return paths.nest({name.removeprefix(prefix): leaf for name, leaf in named if name.startswith(prefix)})
 
@@ -103,10 +124,10 @@ def replace_block(
     leaves = {name: paths.subtree(params, name) for name in codes or {}}
     codes = {name: with_shape(codes[name], leaf.shape) for name, leaf in leaves.items()}
     floats = expanded_or(leaves, codes, dict.fromkeys(codes, bits))
-    changed = {f"{path}/{site}/kernel" for site in sites}
+    changed = {paths.join(path, site, "kernel") for site in sites}
     kept = {name: quantized for name, quantized in state.codes.items() if name not in changed}
-    found = {f"{path}/{name}": quantized for name, quantized in codes.items()}
-    leaves = {f"{path}/{name}": leaf for name, leaf in paths.named_leaves(paths.nest(floats, params)).items()}
+    found = {paths.join(path, name): quantized for name, quantized in codes.items()}
+    leaves = {paths.join(path, name): leaf for name, leaf in paths.named_leaves(paths.nest(floats, params)).items()}
     params = paths.map_named(lambda name, leaf: leaves.get(name, leaf), state.params)
     return state._replace(params=params, codes=kept | found)
 
@@ -125,7 +146,8 @@ def unless_none(bits, transform: Transform) -> Transform:
         )
         return done._replace(params=params, statistics=statistics)
 
-    return Transform(transform.check, apply)
+    none = isinstance(bits, int) and bits == grids.NO_BITS
+    return Transform(transform.check, apply, _unmarked if none else transform.mark)
 
 
 def quantize(

@@ -55,7 +55,8 @@ class WeightSpec:
     output_axes: tuple[int, ...] | None = None
 
     def __post_init__(self):
-        grids.canonical_bits(self.bits)
+        if jnp.ndim(grids.canonical_bits(self.bits)):
+            raise ValueError(f"bits of weights must be one number, not {self.bits}; vmap over several")
         size = self.group_size
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ValueError(f"group_size must be a positive integer or None, not {size!r}")

@@ -36,6 +36,12 @@ class MethodSettings:
         repaired it earns its name.
       omniquant_batch: samples a step.
       omniquant_transform_rate, omniquant_clipping_rate: Adam's rates of scales and shifts, and of clipping factors.
+      released: quantizers with the quirks of the study's code, to compare with its numbers. Groups are cut from the
+        flattened matrix, which their size must divide; scales are at least 2^-23 (OMSE and trained OmniQuant: 1e-5);
+        ranges of activations are as observed, not extended to 0; AWQ clips queries and keys too, searches with an
+        asymmetric grid, compares outputs of the MLP (the predictor's with its LayerNorm twice), and rounds to the grids
+        of the unscaled weights; OmniQuant keeps what training ends with. The study trains none:
+        `omniquant_epochs` of 0.
 
     Raises:
       ValueError: a value is of another type or out of range; it is named.
@@ -48,6 +54,12 @@ class MethodSettings:
     omniquant_batch: int = 4
     omniquant_transform_rate: float = 5e-3
     omniquant_clipping_rate: float = 1e-2
+    released: bool = False
+
+    @property
+    def layout(self) -> str:
+        """How groups are cut from a kernel; see ``quant.WeightSpec``."""
+        return "flat" if self.released else "padded"
 
     def __post_init__(self):
         for name, low, high in (
@@ -64,6 +76,8 @@ class MethodSettings:
             value = getattr(self, name)
             if type(value) is not int or not low <= value <= MAX_EPOCHS:
                 raise ValueError(f"methods.{name} must be a whole number of {low} to {MAX_EPOCHS}, not {value!r}")
+        if type(self.released) is not bool:
+            raise ValueError(f"methods.released must be true or false, not {self.released!r}")
         try:
             re.compile(self.awq_scaled)
         except (re.error, TypeError):
@@ -100,11 +114,18 @@ class Method(NamedTuple):
 
 
 def _rtn(spec: ModuleSpec, rules: Sequence[str], settings: MethodSettings) -> quant.Transform:
-    return quant.rtn(spec.weight_bits, spec.group_size, rules=rules)
+    return _per_kernel(quant.rtn, spec, rules, settings)
 
 
 def _omse(spec: ModuleSpec, rules: Sequence[str], settings: MethodSettings) -> quant.Transform:
-    return quant.omse(spec.weight_bits, spec.group_size, rules=rules)
+    return _per_kernel(quant.omse, spec, rules, settings)
+
+
+def _per_kernel(
+    method: Callable[..., quant.Transform], spec: ModuleSpec, rules: Sequence[str], settings: MethodSettings
+) -> quant.Transform:
+    grouping = spec.group_size, settings.layout
+    return method(spec.weight_bits, *grouping, rules=rules, released_limits=settings.released)
 
 
 def _smoothquant(spec: ModuleSpec, rules: Sequence[str], settings: MethodSettings) -> quant.Transform:
@@ -112,18 +133,30 @@ def _smoothquant(spec: ModuleSpec, rules: Sequence[str], settings: MethodSetting
 
 
 def _awq(spec: ModuleSpec, rules: Sequence[str], settings: MethodSettings) -> quant.Transform:
-    return quant.awq(spec.weight_bits, spec.group_size, scaled=settings.awq_scaled)
+    released = settings.released
+    return quant.awq(
+        spec.weight_bits,
+        spec.group_size,
+        settings.layout,
+        scaled=settings.awq_scaled,
+        clip_queries_keys=released,
+        grid_fn=quant.released_absmax_grid if released else quant.absmax_grid,
+        search_grid=quant.released_range_grid if released else None,
+        stale_grids=released,
+    )
 
 
 def _omniquant(spec: ModuleSpec, rules: Sequence[str], settings: MethodSettings) -> quant.Transform:
     return quant.omniquant(
         spec.weight_bits,
         spec.group_size,
+        settings.layout,
         act_bits=spec.token_bits,
         alpha=settings.omniquant_alpha,
         epochs=settings.omniquant_epochs,
         batch=settings.omniquant_batch,
         optimizer=_adam(settings.omniquant_transform_rate, settings.omniquant_clipping_rate),
+        released=settings.released,
     )
 
 

@@ -13,6 +13,8 @@ import numpy as np
 from wmq_jax import quant
 from wmq_jax.models import WorldModelConfig
 from wmq_jax.quant import paths
+from wmq_jax.quant.awq import check_scaled
+from wmq_jax.quant.weights import check_groups
 from wmq_jax.quantized.application import SEQUENCES, TOKENS
 from wmq_jax.quantized.methods import METHODS, Method, MethodSettings
 from wmq_jax.quantized.structure import MODULES, site_rules, sites, topology
@@ -42,21 +44,31 @@ def needs_qkv_bias(specs: Sequence[VariantSpec]) -> bool:
     return any(spec.predictor.method == "omniquant" for spec in specs)
 
 
+def _grouping(spec: ModuleSpec, settings: MethodSettings) -> quant.WeightSpec:
+    """What shares a scale in the kernels of a module, whatever their bits."""
+    return quant.WeightSpec(None, spec.group_size, settings.layout)
+
+
 def _methods(spec: VariantSpec) -> list[tuple[str, Method]]:
     """(module, its method) of the modules whose weights are quantized."""
     return [(module, METHODS[method]) for module in MODULES if (method := getattr(spec, module).method)]
 
 
 def check_variants(
-    config: WorldModelConfig, params: PyTree, specs: Sequence[VariantSpec], statistics: PyTree | None = None
+    config: WorldModelConfig,
+    params: PyTree,
+    specs: Sequence[VariantSpec],
+    statistics: PyTree | None = None,
+    settings: MethodSettings = MethodSettings(),
 ) -> None:
     """Checks on the host that the variants can be built.
 
     ``statistics`` are checked if they are given; what needs them and lacks them is found by ``build_variants``.
 
     Raises:
-      ValueError: a kernel is missing or holds NaN or infinity, or the statistics of a site are missing, do, or are of
-        another width; it is named.
+      ValueError: a kernel is missing, holds NaN or infinity, or cannot be cut into the groups of a variant, AWQ is to
+        scale a pair that there is not, or the statistics of a site are missing, not finite, or of another width; it is
+        named.
     """
     if not specs:
         raise ValueError("there are no variants to build")
@@ -66,6 +78,13 @@ def check_variants(
     if missing:
         raise ValueError(f"the parameters lack '{missing[0]}/kernel', which this model configuration has")
     paths.check_finite("weight", leaves)
+    for spec in specs:
+        for module, method in _methods(spec):
+            for site in sites(config)[module]:
+                grouping = _grouping(getattr(spec, module), settings)
+                check_groups(f"{site}/kernel", leaves[f"{site}/kernel"].shape, grouping)
+            if (search := _awq_search(method, settings)) is not None:
+                check_scaled(topology(config).restricted(module), search)
     if statistics is not None:
         seen = quant.site_statistics(statistics)
         unseen = [site for site in names if site not in seen]
@@ -103,7 +122,7 @@ def build_variants(
     Raises:
       ValueError: as ``check_variants``; or statistics are needed and None.
     """
-    check_variants(config, params, specs, statistics)
+    check_variants(config, params, specs, statistics, settings)
     _check_statistics_given(specs, statistics)
 
     # On the host, so that a device holds one module at a time beside the table; the integers are nobody's here.
@@ -113,7 +132,7 @@ def build_variants(
         return jax.device_get(state._replace(codes={}))
 
     def row(spec: VariantSpec) -> dict[str, PyTree]:
-        state = _assembled(config, params, spec, finished)
+        state = _assembled(config, params, spec, settings, finished)
         return {"params": state.params, "quant": state.quant}
 
     # Stacked on the host: what is compiled here must not depend on the number of variants.
@@ -131,9 +150,10 @@ def build_variant(
 
     ``statistics`` are those that hold for the quantized modules; arguments and errors as of ``build_variants``.
     """
-    check_variants(config, params, [spec], statistics)
+    check_variants(config, params, [spec], statistics, settings)
     _check_statistics_given([spec], statistics)
-    return _assembled(config, params, spec, functools.partial(_quantized_module, config, params, statistics, settings))
+    finished = functools.partial(_quantized_module, config, params, statistics, settings)
+    return _assembled(config, params, spec, settings, finished)
 
 
 def _check_statistics_given(specs: Sequence[VariantSpec], statistics: PyTree | None) -> None:
@@ -149,6 +169,7 @@ def _assembled(
     config: WorldModelConfig,
     params: PyTree,
     spec: VariantSpec,
+    settings: MethodSettings,
     finished: Callable[[str, ModuleSpec], quant.State],
 ) -> quant.State:
     """A variant whose modules' weights ``finished`` gives, with a quantizer for every site."""
@@ -157,9 +178,9 @@ def _assembled(
         part: ModuleSpec = getattr(spec, module)
         states[module] = finished(module, part.weights_only())
         bits = quant.NO_BITS if part.act_bits is None else part.act_bits
-        ranges = _ranges(config, module, part, states[module].statistics)
+        ranges = _ranges(config, module, part, states[module].statistics, settings)
         activations[module] = ranges, np.int32(bits), part.act_granularity == "token"
-    quantizers = _quantizers(activations)
+    quantizers = _quantizers(activations, not settings.released)
     known = all(state.statistics is not None for state in states.values())
     return quant.State(
         params={**params, **{module: state.params[module] for module, state in states.items()}},
@@ -183,13 +204,13 @@ def _quantized_module(
     if spec.method is None:
         return state
     transform = METHODS[spec.method].transform(spec, site_rules(config, module, "kernel"), settings)
-    part = topology(config).restricted(module)
+    part = topology(config, settings.released).restricted(module)
     transform.check(state, part)
     return transform.apply(state, part)
 
 
 def _ranges(
-    config: WorldModelConfig, module: str, spec: ModuleSpec, statistics: PyTree | None
+    config: WorldModelConfig, module: str, spec: ModuleSpec, statistics: PyTree | None, settings: MethodSettings
 ) -> dict[str, tuple[jax.Array, jax.Array]]:
     """Site -> the range that a static quantizer covers; zeros, which only give shapes, where nothing was observed."""
     if statistics is None:
@@ -198,7 +219,7 @@ def _ranges(
     method = METHODS[spec.method] if spec.method else None
     if method is None or spec.act_granularity != "tensor" or method.act_range == "observed":
         return _observed_ranges(seen)
-    activation = quant.ActivationSpec(spec.act_bits, range=method.act_range)
+    activation = quant.ActivationSpec(spec.act_bits, not settings.released, method.act_range)
     return {site: quant.static_range(statistic, activation) for site, statistic in seen.items()}
 
 
@@ -208,21 +229,23 @@ def _observed_ranges(seen: dict[str, Any]) -> dict[str, tuple[jax.Array, jax.Arr
     return {site: statistic.range() for site, statistic in seen.items()}
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames="include_zero")
 def _quantizers(
-    activations: dict[str, tuple[dict[str, tuple[jax.Array, jax.Array]], jax.Array, jax.Array]],
+    activations: dict[str, tuple[dict[str, tuple[jax.Array, jax.Array]], jax.Array, jax.Array]], include_zero: bool
 ) -> dict[str, quant.Quantizer]:
     """Site -> quantizer, per token or on the range of the site; off for ``NO_BITS``.
 
     Args:
       activations: module -> (site -> range, bits, whether per token); all of it is data of one program.
+      include_zero: static; see ``quant.ActivationSpec``.
     """
     quantizers = {}
     for ranges, bits, per_token in activations.values():
-        dynamic = quant.per_token_quantizer(bits)
+        dynamic = quant.per_token_quantizer(bits, include_zero=include_zero)
         for site, seen in ranges.items():
             choose = functools.partial(jnp.where, per_token)
-            quantizers[site] = jax.tree.map(choose, dynamic, quant.static_quantizer(*seen, bits))
+            static = quant.static_quantizer(*seen, bits, include_zero=include_zero)
+            quantizers[site] = jax.tree.map(choose, dynamic, static)
     return quantizers
 
 
@@ -245,7 +268,7 @@ def size_bytes(
         for site in sites(config)[module]:
             kernel = leaves[f"{site}/kernel"]
             if part.weight_bits is not None:
-                rows, groups, _ = quant.group_shape(kernel.shape, quant.WeightSpec(None, part.group_size))
+                rows, groups, _ = quant.group_shape(kernel.shape, _grouping(part, settings))
                 total += -(-kernel.size * part.weight_bits // 8) + 4 * rows * groups - kernel.nbytes
                 total += 4 * kernel.shape[0] * (site in beside)
             if part.act_granularity == "tensor":
@@ -253,12 +276,17 @@ def size_bytes(
     return total
 
 
+def _awq_search(method: Method, settings: MethodSettings) -> quant.AWQSpec | None:
+    """Which pairs a method scales as AWQ does; None if it does not."""
+    pattern = method.scaled(settings)
+    return None if pattern is None else quant.AWQSpec(quant.WeightSpec(None), pattern)
+
+
 def _scaled_beside(config: WorldModelConfig, module: str, spec: ModuleSpec, settings: MethodSettings) -> set[str]:
     """The sites of a module whose method keeps a scale of their inputs beside the kernel."""
-    pattern = METHODS[spec.method].scaled(settings) if spec.method else None
-    if pattern is None:
+    search = _awq_search(METHODS[spec.method], settings) if spec.method else None
+    if search is None:
         return set()
-    search = quant.AWQSpec(quant.WeightSpec(None), pattern)
     blocks = topology(config).restricted(module).blocks()
     pairs = [(path, pair) for path, block in blocks for pair in search.pairs(block) if pair.producer is None]
     return {f"{path}/{consumer}" for path, pair in pairs for consumer in pair.consumers}

@@ -11,7 +11,7 @@ from wmq_jax.runtime.devices import configure
 from wmq_jax.sweep.cells import Cell, all_cells
 from wmq_jax.sweep.engine import Engine, compile_engine
 from wmq_jax.sweep.mesh import cell_mesh
-from wmq_jax.sweep.preparation import Sweep, describe, open_folder, prepare, standing
+from wmq_jax.sweep.preparation import Sweep, describe, open_folder, prepare
 from wmq_jax.sweep.quantization import (
     default_workdir,
     describe_quantization,
@@ -19,7 +19,7 @@ from wmq_jax.sweep.quantization import (
     prepare_quantization,
     run_quantization,
 )
-from wmq_jax.sweep.run import run_sweep
+from wmq_jax.sweep.run import run_sweep, standing
 from wmq_jax.sweep.scheduler import run_cells
 from wmq_jax.sweep.settings import SweepSettings, check_settings
 from wmq_jax.sweep.store import ResultsFolder

@@ -123,16 +123,6 @@ def open_folder(sweep: "Sweep", workdir: str | None) -> ResultsFolder:
     return folder
 
 
-def standing(sweep: "Sweep", folder: ResultsFolder) -> str:
-    """How far the folder is, for a person."""
-    total, done = len(sweep.cells()), len(folder.load("rows"))
-    if done == 0:
-        return f"starting {total} cells in {folder.path}"
-    if done < total:
-        return f"resuming in {folder.path}: {done} of {total} cells are done"
-    return f"all {total} cells are done in {folder.path}"
-
-
 def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0, processes: int = 1) -> Sweep:
     """Loads the model, draws the episodes and lays out the computation.
 
@@ -152,7 +142,7 @@ def prepare(settings: SweepSettings, config: Mapping[str, Any], process: int = 0
     given, checkpoint, dataset = _open(settings)
     model = checkpoint.config
     env = _environment(settings, model)
-    quantized.check_variants(model, checkpoint.params, settings.variants)
+    quantized.check_variants(model, checkpoint.params, settings.variants, settings=settings.methods)
     apply = quantized.quantized_apply(
         WorldModel(model), straight_through=not isinstance(settings.mpc.planner, CEMConfig)
     )

@@ -238,7 +238,8 @@ def _check_given(sweep: Sweep, given: Statistics, held_out: int, place: str) -> 
     missing = [part for part in wanted if part not in given.parts]
     if missing:
         raise ValueError(f"the statistics have no part '{missing[0]}'; the parts of these files are {', '.join(PARTS)}")
-    quantized.check_variants(config, params, sweep.settings.variants, given.parts[CALIBRATION])
+    settings = sweep.settings
+    quantized.check_variants(config, params, settings.variants, given.parts[CALIBRATION], settings.methods)
     for part in wanted:
         blocks = quant.block_statistics(given.parts[part])
         for path in quantized.topology(config).first_blocks():

@@ -40,9 +40,8 @@ def make_row(
     succeeded = [bool(record.success) for record in records]
     sticky = succeeded + [succeeded[-1]] * (config.iterations - len(records))
     wild = [k for k, record in enumerate(records, start=1) if not record.finite]
-    init, goal = manifest.init[cell.episode], manifest.goal[cell.episode]
     count = int(num_executed(config, cell.horizon))
-    path = [init] + [place for record in records for place in record.path[:count]]
+    path = [manifest.init[cell.episode]] + [place for record in records for place in record.path[:count]]
     return {
         "variant": name,
         "seed": cell.seed,
@@ -54,7 +53,7 @@ def make_row(
         "realised_cost": [_number(record.realised_cost) for record in records],
         "distance": [_number(record.distance) for record in records],
         "initial_cost": _number(records[0].initial_cost),
-        "initial_distance": _number(np.linalg.norm(init - goal)),
+        "initial_distance": _number(records[0].initial_distance),
         "nonfinite_iteration": wild[0] if wild else None,
         "path": [[_number(x) for x in place[:2]] for place in path],
     }

@@ -22,6 +22,10 @@ from wmq_jax.sweep.traces import save_traces, traced_variants
 # What of a sweep's record may change between one start and the next.
 MADE_WITH = ("git_revision", "versions", "device")
 
+# Names of the tables beside that of the rows.
+REFERENCE = "reference"
+NOISE_FLOOR = "noise_floor"
+
 
 def compile_planner(sweep: Sweep, problem: Any, table: Any, tile: int) -> Engine:
     """The engine of a sweep, with room for its calibration episodes."""
@@ -117,6 +121,9 @@ def compute_rows(
     compiled = engine()
     label = f"{table.name}, {table.variants[shift]}" if len({cell.variant for cell in share}) == 1 else table.name
     bar = ProgressBar(label, len(share), len(share) - len(missing), sweep.settings.mpc.iterations)
+    # Episode by episode: variants that fail plan longest, so that in their own order the time left would grow on the
+    # way, and an interrupted sweep would know the first variants only.
+    missing.sort(key=lambda cell: cell.episode)
     local = [dataclasses.replace(cell, variant=cell.variant - shift) for cell in missing]
     for call in run_cells(compiled, local):
         for cell, records in call.finished:
@@ -140,36 +147,58 @@ def finish_table(folder: ResultsFolder, table: Table) -> bool:
     keys = [table.key(cell) for cell in table.cells]
     if not all(key in done for key in keys):
         return False
-    if not (folder.path / f"{table.name}.jsonl").exists():
-        folder.finish(table.name, keys)
+    folder.finish(table.name, keys)
     return True
 
 
-def _references(sweep: Sweep, folder: ResultsFolder) -> None:
+def tables(sweep: Sweep) -> list[Table]:
+    """What a finished folder holds: the rows first, then what the settings ask for beside them."""
+    settings = sweep.settings
+    found = [Table("rows", sweep.names, sweep.cells())]
+    if settings.references:
+        names = references.reference_names(settings.mpc.planner)
+        cells = all_cells(len(names), settings.seeds, settings.horizons, settings.episodes)
+        found.append(Table(REFERENCE, names, list(cells)))
+    if settings.noise_floor_tile:
+        found.append(dataclasses.replace(found[0], name=NOISE_FLOOR))
+    return found
+
+
+def standing(sweep: Sweep, folder: ResultsFolder) -> str:
+    """How far the folder is, for a person."""
+    left = {table.name: len(_share(folder, table, 1)[1]) for table in tables(sweep)}
+    total = len(sweep.cells())
+    missing = left.pop("rows")
+    if missing == total:
+        return f"starting {total} cells in {folder.path}"
+    if missing:
+        return f"resuming in {folder.path}: {total - missing} of {total} cells are done"
+    others = [f"{count} of the {name.replace('_', ' ')}" for name, count in left.items() if count]
+    return f"all {total} cells are done in {folder.path}" + (f", but {' and '.join(others)} are not" if others else "")
+
+
+def _references(sweep: Sweep, folder: ResultsFolder, table: Table) -> None:
     """The true simulator, where the planner can use it, and random actions on the same episodes."""
-    settings, names = sweep.settings, references.reference_names(sweep.settings.mpc.planner)
-    cells = list(all_cells(len(names), settings.seeds[:1], settings.horizons, settings.episodes))
     plain = quantized.build_variants(
-        sweep.checkpoint.config, planning_params(sweep.checkpoint.params), settings.variants[:1]
+        sweep.checkpoint.config, planning_params(sweep.checkpoint.params), sweep.settings.variants[:1]
     )
     makers = {
         references.SIMULATOR: lambda: references.simulator_problem(sweep.problem, plain),
         references.RANDOM: lambda: references.random_problem(sweep.problem),
     }
-    for variant, name in enumerate(names):
+    for variant, name in enumerate(table.variants):
 
         def compiled():
             problem, weights = makers[name]()
             return compile_planner(sweep, problem, weights, sweep.tile)
 
-        part = Table("reference", names, [cell for cell in cells if cell.variant == variant])
+        part = dataclasses.replace(table, cells=[cell for cell in table.cells if cell.variant == variant])
         compute_rows(sweep, folder, part, compiled, shift=variant)
-    finish_table(folder, Table("reference", names, cells))
+    finish_table(folder, table)
 
 
 def _noise_floor(sweep: Sweep, folder: ResultsFolder, table: Table, engine: Callable[[], Engine]) -> None:
     """All cells again, of the same variants, at another tile size: what numerical noise alone changes."""
-    table = dataclasses.replace(table, name="noise_floor")
     other = lambda: compile_planner(sweep, sweep.problem, engine().table, sweep.settings.noise_floor_tile)
     compute_rows(sweep, folder, table, other)
     finish_table(folder, table)
@@ -185,31 +214,33 @@ def run_sweep(sweep: Sweep, folder: ResultsFolder) -> bool:
     Returns:
       Whether the rows are complete; other processes may still be at work on theirs.
     """
-    settings = sweep.settings
-    table = Table("rows", sweep.names, sweep.cells())
+    rows, *others = tables(sweep)
+    beside = {table.name: table for table in others} if folder.process == 0 else {}
     engine = functools.cache(lambda: build_engine(sweep, functools.partial(print, flush=True)))
-    if _share(folder, table, sweep.processes)[1]:
+    missing = [_share(folder, rows, sweep.processes)[1], *(_share(folder, table, 1)[1] for table in beside.values())]
+    if any(missing):
         _note_start(sweep, folder)
     if folder.process == 0:
         save_descriptions(sweep, folder)
-        if settings.references:
-            _references(sweep, folder)
-    compute_rows(sweep, folder, table, engine, processes=sweep.processes)
-    if folder.process == 0 and settings.noise_floor_tile:
-        _noise_floor(sweep, folder, table, engine)
-    if not finish_table(folder, table):
+    if REFERENCE in beside:
+        _references(sweep, folder, beside[REFERENCE])
+    compute_rows(sweep, folder, rows, engine, processes=sweep.processes)
+    if NOISE_FLOOR in beside:
+        _noise_floor(sweep, folder, beside[NOISE_FLOOR], engine)
+    if not finish_table(folder, rows):
         return False
-    pictures = min(settings.pictures, len(sweep.names)) if sweep.checkpoint.config.decoder is not None else 0
+    pictures = min(sweep.settings.pictures, len(sweep.names)) if sweep.checkpoint.config.decoder is not None else 0
     if pictures > len(traced_variants(folder)):
-        done = folder.load(table.name)
-        rows = [done[table.key(cell)] for cell in table.cells]
-        save_traces(folder, engine(), sweep.apply, sweep.checkpoint, sweep.names, rows, sweep.evaluation, pictures)
+        done = folder.load(rows.name)
+        found = [done[rows.key(cell)] for cell in rows.cells]
+        save_traces(folder, engine(), sweep.apply, sweep.checkpoint, sweep.names, found, sweep.evaluation, pictures)
     return True
 
 
 def _note_start(sweep: Sweep, folder: ResultsFolder) -> None:
     """Records what rows are made with from now on, and says so where an earlier start differs."""
-    if note := folder.start({name: sweep.config[name] for name in MADE_WITH}):
+    asked = {"references": sweep.settings.references, "pictures": sweep.settings.pictures}
+    if note := folder.start({name: sweep.config[name] for name in MADE_WITH}, **asked):
         print(note, flush=True)
 
 

@@ -48,13 +48,18 @@ class ResultsFolder:
         return {row_key(row): row for row in rows if row is not None}
 
     def finish(self, table: str, order: Sequence[tuple[Any, ...]]) -> None:
-        """Writes ``<table>.jsonl`` in the given order of row keys; every row must be there."""
-        rows = self.load(table)
-        write_text(self.path / f"{table}.jsonl", "".join(to_line(rows[key]) + "\n" for key in order))
+        """Writes ``<table>.jsonl`` in the given order of row keys, unless it is there as it should be.
 
-    def start(self, made_with: Mapping[str, Any]) -> str | None:
+        Every row must be there.
+        """
+        rows, path = self.load(table), self.path / f"{table}.jsonl"
+        text = "".join(to_line(rows[key]) + "\n" for key in order)
+        if not path.exists() or path.read_bytes() != text.encode():
+            write_text(path, text)
+
+    def start(self, made_with: Mapping[str, Any], **entry: Any) -> str | None:
         """Appends to ``starts.jsonl``, see :func:`wmq_jax.runtime.starts.record_start`."""
-        return record_start(self.path, made_with, process=self.process)
+        return record_start(self.path, made_with, process=self.process, **entry)
 
     def time(self, **entry: Any) -> None:
         """Appends to ``timing.jsonl``."""

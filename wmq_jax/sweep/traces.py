@@ -2,6 +2,7 @@
 
 import io
 import json
+import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,9 +40,14 @@ def chosen_rows(rows: Sequence[Mapping[str, Any]], variants: Sequence[str]) -> l
 
 
 def traced_variants(folder: ResultsFolder) -> set[str]:
-    """Names of the variants that a results folder has pictures of."""
-    index = folder.path / "traces.json"
-    return {entry["variant"] for entry in json.loads(index.read_text())} if index.exists() else set()
+    """Names of the variants that a results folder has pictures of; none if a file of theirs is damaged."""
+    index, arrays = folder.path / "traces.json", folder.path / "traces.npz"
+    if not index.exists() or not zipfile.is_zipfile(arrays):
+        return set()
+    try:
+        return {entry["variant"] for entry in json.loads(index.read_text())}
+    except ValueError:
+        return set()
 
 
 def to_pixels(images: jax.Array) -> jax.Array:
