@@ -84,7 +84,7 @@ def test_a_finished_folder_says_so(prepare, alone):
 
 
 def test_what_is_left_beside_the_rows_is_said(prepare, alone):
-    sweep = prepare(**SMALL, references=True, planner__seeds="0", engine__noise_floor_tile=0)
+    sweep = prepare(**SMALL, references=True)
     sentence = f"all 6 cells are done in {alone}, but 6 of the reference are not"
     assert sweeps.standing(sweep, sweeps.open_folder(sweep, alone)) == sentence
 

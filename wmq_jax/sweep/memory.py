@@ -42,8 +42,9 @@ def cell_bytes(model: WorldModelConfig, config: MPCConfig, keep_all: bool, refer
     """Estimated working memory of one cell, in bytes: one block's activations of all samples and the frames that are
     kept.
 
-    Gradient descent keeps every block of every step for the way back. With the simulator as a reference, all samples
-    pass the encoder. Beside that are the plans and the proposals of the optimiser, which count where there are many.
+    Gradient descent keeps every block of every step for the way back. With the simulator as a reference, pictures of
+    all samples pass the encoder. Beside that are the plans and the proposals of the optimiser, which count where there
+    are many.
     """
     predictor, encoder = model.predictor, model.encoder
     inner = predictor.heads * predictor.dim_head
@@ -54,7 +55,8 @@ def cell_bytes(model: WorldModelConfig, config: MPCConfig, keep_all: bool, refer
         block, keep_all = block * predictor.depth * config.horizon, True
     if references:
         tokens = model.num_patches + 1 + encoder.registers
-        block = max(block, _block_bytes(tokens, encoder.width, encoder.width, encoder.mlp_dim, encoder.heads))
+        pixels = FLOAT * 3 * model.image_size**2
+        block = max(block, pixels + _block_bytes(tokens, encoder.width, encoder.width, encoder.mlp_dim, encoder.heads))
     frames = FLOAT * (config.horizon + 1) * model.tokens_per_frame * model.predictor_dim if keep_all else 0
     plans = FLOAT * PLAN_COPIES * config.horizon * model.action_dim
     return num_samples(config) * (block + frames + plans) + 2 * record_bytes(model, config)
