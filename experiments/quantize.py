@@ -14,6 +14,7 @@ from typing import Any
 
 from absl import flags
 
+from configs import quantize
 from experiments import fields
 from wmq_jax import cli
 
@@ -48,4 +49,10 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config="configs/quantize.py:small", fields=fields.QUANTIZE, free=("env",))
+    cli.run(
+        main,
+        config="configs/quantize.py:small",
+        fields=fields.QUANTIZE,
+        like=quantize.get_config("small"),
+        free=("env",),
+    )

@@ -12,6 +12,7 @@ from typing import Any
 
 from absl import flags
 
+from configs import wall
 from experiments import fields
 from wmq_jax import cli
 
@@ -58,4 +59,4 @@ def main(config: dict[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main, config="configs/wall.py:small", fields=fields.SWEEP, free=("env",))
+    cli.run(main, config="configs/wall.py:small", fields=fields.SWEEP, like=wall.get_config("small"), free=("env",))

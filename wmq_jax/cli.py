@@ -157,7 +157,8 @@ def run(
     main: Callable[..., None],
     config: str | None = None,
     fields: Sequence[str] = (),
-    free: Sequence[str] | None = None,
+    like: ml_collections.ConfigDict | None = None,
+    free: Sequence[str] = (),
 ) -> None:
     """Parses the flags and runs the program; whatever is wrong with them is one sentence.
 
@@ -166,8 +167,9 @@ def run(
       config: default of ``--config=FILE.py:MODE``; its fields can then be set as ``--config.path=value``. None: the
         program has no config.
       fields: dotted names of the fields that the program needs; a config without one is another program's.
-      free: groups in which a config may have any field; elsewhere it has those of the default config and values of the
-        same kinds. None: the program checks that itself.
+      like: a config of the program: another one has its fields and values of the same kinds. None: the program checks
+        that itself.
+      free: groups in which a config may have any field.
     """
     logging.set_verbosity(logging.WARNING)
     # A shell leaves the home folder of --name=~/path to the program.
@@ -177,8 +179,8 @@ def run(
             where, argv = _take_config_flag(argv, config)
             loaded = load_config(where)
             _check_fields(loaded, where, fields)
-            if free is not None:
-                _check_values(loaded, where, dict(_leaves(load_config(config))), free)
+            if like is not None:
+                _check_values(loaded, where, dict(_leaves(like)), free)
             _check_overrides(loaded, argv)
             # Read by ml_collections when the flag is defined: it looks for the overrides itself.
             sys.argv = argv

@@ -93,9 +93,12 @@ def test_mistakes_are_one_sentence(tmp_path, arguments, sentence):
     assert not (tmp_path / "w").exists()
 
 
+FAST = ["--config.episodes.count=64", "--config.references=False", "--config.pictures=0"]
+
+
 def test_ctrl_c_ends_in_a_sentence_and_the_same_command_goes_on(checkpoint, tmp_path):
     journal = tmp_path / "journal" / "rows-0.jsonl"
-    arguments = [*SMALL, f"--config.checkpoint={checkpoint}", f"--workdir={tmp_path}", "--config.episodes.count=64"]
+    arguments = [*SMALL, f"--config.checkpoint={checkpoint}", f"--workdir={tmp_path}", *FAST]
     with subprocess.Popen(command("sweep", *arguments), cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
         while process.poll() is None and not (journal.exists() and journal.stat().st_size):
             time.sleep(0.01)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -125,11 +126,8 @@ def build_variants(
     check_variants(config, params, specs, statistics, settings)
     _check_statistics_given(specs, statistics)
 
-    # On the host, so that a device holds one module at a time beside the table; the integers are nobody's here.
-    @functools.cache
-    def finished(module: str, spec: ModuleSpec) -> quant.State:
-        state = _quantized_module(config, params, statistics, settings, module, spec)
-        return jax.device_get(state._replace(codes={}))
+    # The integers are nobody's here.
+    finished = _quantized_modules(config, params, specs, statistics, settings, lambda state: state._replace(codes={}))
 
     def row(spec: VariantSpec) -> dict[str, PyTree]:
         state = _assembled(config, params, spec, settings, finished)
@@ -152,8 +150,8 @@ def build_variant(
     """
     check_variants(config, params, [spec], statistics, settings)
     _check_statistics_given([spec], statistics)
-    finished = functools.partial(_quantized_module, config, params, statistics, settings)
-    return _assembled(config, params, spec, settings, finished)
+    finished = _quantized_modules(config, params, [spec], statistics, settings)
+    return jax.device_put(_assembled(config, params, spec, settings, finished))
 
 
 def _check_statistics_given(specs: Sequence[VariantSpec], statistics: PyTree | None) -> None:
@@ -170,13 +168,13 @@ def _assembled(
     params: PyTree,
     spec: VariantSpec,
     settings: MethodSettings,
-    finished: Callable[[str, ModuleSpec], quant.State],
+    finished: Mapping[tuple[str, ModuleSpec], quant.State],
 ) -> quant.State:
-    """A variant whose modules' weights ``finished`` gives, with a quantizer for every site."""
+    """A variant of ``finished`` modules (by name and what decides their weights), with a quantizer for every site."""
     states, activations = {}, {}
     for module in MODULES:
         part: ModuleSpec = getattr(spec, module)
-        states[module] = finished(module, part.weights_only())
+        states[module] = finished[module, part.weights_only()]
         bits = quant.NO_BITS if part.act_bits is None else part.act_bits
         ranges = _ranges(config, module, part, states[module].statistics, settings)
         activations[module] = ranges, np.int32(bits), part.act_granularity == "token"
@@ -188,6 +186,35 @@ def _assembled(
         statistics={module: state.statistics[module] for module, state in states.items()} if known else None,
         codes={name: codes for state in states.values() for name, codes in state.codes.items()},
     )
+
+
+def _quantized_modules(
+    config: WorldModelConfig,
+    params: PyTree,
+    specs: Sequence[VariantSpec],
+    statistics: PyTree | None,
+    settings: MethodSettings,
+    keep: Callable[[quant.State], quant.State] = lambda state: state,
+) -> dict[tuple[str, ModuleSpec], quant.State]:
+    """What is kept of every module that the variants have, by its name and what decides its weights.
+
+    On the host, so that a device holds one at a time beside the table. The modules know nothing of each other: each has
+    a thread and, where there are several, a device of its own, which are the cores of a CPU as sweeps set it up.
+    """
+    devices = jax.local_devices()
+
+    def work(number: int, module: str) -> dict[tuple[str, ModuleSpec], quant.State]:
+        with jax.default_device(devices[number % len(devices)]):
+            wanted = dict.fromkeys(getattr(spec, module).weights_only() for spec in specs)
+            make = functools.partial(_quantized_module, config, params, statistics, settings, module)
+            return {(module, spec): jax.device_get(keep(make(spec))) for spec in wanted}
+
+    pool = concurrent.futures.ThreadPoolExecutor(min(len(MODULES), len(devices)))
+    try:
+        found = [pool.submit(work, *task) for task in enumerate(MODULES)]
+        return {key: state for part in found for key, state in part.result().items()}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)  # an interrupted search is not waited for
 
 
 def _quantized_module(
