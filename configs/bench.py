@@ -3,7 +3,7 @@
     python -m experiments.bench --config=configs/bench.py:small --out=benchmarks/cpu.json  # 15 minutes, 2 cores
     python -m experiments.bench --config=configs/bench.py:official --out=benchmarks/gpu_official.json  # on a GPU
     python -m experiments.bench --config=configs/bench.py:gpu --out=benchmarks/gpu.json  # the bundled model on one
-    python -m experiments.bench --config=configs/bench.py:methods --out=benchmarks/methods_cpu.json  # 9 minutes
+    python -m experiments.bench --config=configs/bench.py:methods --out=benchmarks/methods_cpu.json  # 9 to 13 minutes
     python -m experiments.bench --config=configs/bench.py:qwix --out=benchmarks/qwix.json  # 3 minutes
     python -m experiments.bench --config=configs/bench.py:reader --out=benchmarks/reader.json  # half a minute
 
