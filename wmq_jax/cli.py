@@ -95,9 +95,8 @@ def _take_config_flag(argv: Sequence[str], default: str) -> tuple[str, list[str]
 
 def _check_fields(config: ml_collections.ConfigDict, where: str, fields: Sequence[str]) -> None:
     """Raises ValueError for what a config lacks of the dotted ``fields``: it is another program's."""
-    there = {name for name, _ in _leaves(config)}
-    groups = {name[:end] for name in there for end, letter in enumerate(name) if letter == "."}
-    lacks = [name for name in fields if name not in there | groups]
+    leaves = [name for name, _ in _leaves(config)]
+    lacks = [name for name in fields if not any(f"{leaf}.".startswith(f"{name}.") for leaf in leaves)]
     if lacks:
         more = f" and {len(lacks) - 5} more" if len(lacks) > 5 else ""
         raise ValueError(f"--config={where} is no config of this program: it lacks {', '.join(lacks[:5])}{more}")

@@ -202,12 +202,16 @@ def _quantized_modules(
     a thread and, where there are several, a device of its own, which are the cores of a CPU as sweeps set it up.
     """
     devices = jax.local_devices()
+    # What can be checked is, of all of them, before any search: its thread would go on beside an error.
+    makers = {
+        module: {part: _checked_module(config, params, statistics, settings, module, part) for part in parts}
+        for module in MODULES
+        for parts in [dict.fromkeys(getattr(spec, module).weights_only() for spec in specs)]
+    }
 
     def work(number: int, module: str) -> dict[tuple[str, ModuleSpec], quant.State]:
         with jax.default_device(devices[number % len(devices)]):
-            wanted = dict.fromkeys(getattr(spec, module).weights_only() for spec in specs)
-            make = functools.partial(_quantized_module, config, params, statistics, settings, module)
-            return {(module, spec): jax.device_get(keep(make(spec))) for spec in wanted}
+            return {(module, part): jax.device_get(keep(make())) for part, make in makers[module].items()}
 
     pool = concurrent.futures.ThreadPoolExecutor(min(len(MODULES), len(devices)))
     try:
@@ -217,23 +221,23 @@ def _quantized_modules(
         pool.shutdown(wait=False, cancel_futures=True)  # an interrupted search is not waited for
 
 
-def _quantized_module(
+def _checked_module(
     config: WorldModelConfig,
     params: PyTree,
     statistics: PyTree | None,
     settings: MethodSettings,
     module: str,
     spec: ModuleSpec,
-) -> quant.State:
-    """A module with quantized weights, and the statistics of its sites afterwards."""
+) -> Callable[[], quant.State]:
+    """Gives a module with quantized weights, and the statistics of its sites afterwards; raises what its check says."""
     own = None if statistics is None else {module: statistics[module]}
     state = quant.State({module: params[module]}, {}, own)
     if spec.method is None:
-        return state
+        return lambda: state
     transform = METHODS[spec.method].transform(spec, site_rules(config, module, "kernel"), settings)
     part = topology(config, settings.released).restricted(module)
     transform.check(state, part)
-    return transform.apply(state, part)
+    return functools.partial(transform.apply, state, part)
 
 
 def _ranges(
