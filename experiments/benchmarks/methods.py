@@ -1,13 +1,12 @@
 """How long the methods of quantization take and how much memory, at the official size: random weights, random samples.
 
-Each method runs in a process of its own, whose peak memory is then its own. What XLA takes to compile is told apart.
+Each method runs in a process of its own, whose peak memory is then its own. It runs twice, the second time with nothing
+left to compile.
 """
 
 from __future__ import annotations
 
-import collections
 import functools
-import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -24,11 +23,6 @@ from wmq_jax.runtime.devices import configure
 
 PyTree = Any
 
-# Lowering and compiling; tracing counts as the method's own time, since its events nest.
-_COMPILATION = (
-    "/jax/core/compile/jaxpr_to_mlir_module_duration",
-    "/jax/core/compile/backend_compile_duration",
-)
 SIZES = ("official", "tiny")
 
 
@@ -47,34 +41,28 @@ def sections(config: Mapping[str, Any]) -> dict[str, Callable[[], dict[str, floa
 
 
 def measure(variant: str, size: str) -> dict[str, float]:
-    """Seconds to quantize a whole model, compilation apart, and the process's peak memory.
+    """Seconds to quantize a whole model, those that the first time takes longer, and the process's peak memory.
 
-    A model's weights and samples are in memory before the clock starts, and count as memory.
+    The latter are tracing and compiling: a second build finds every program. A model's weights and samples are in
+    memory before the clock starts, and count as memory.
     """
     configure()
-    # Otherwise what is compiled and what is computed overlap, and one cannot be told from the other.
-    jax.config.update("jax_cpu_enable_async_dispatch", False)
     specs = [q.parse_variant(variant)]
     config = model_config(size)
     params = random_params(config)
     if q.needs_qkv_bias(specs):
         config, params = q.with_qkv_bias(config, params)
     statistics = random_statistics(config, params, **q.needed_samples(specs)) if q.needs_statistics(specs[0]) else None
-    compiling = collections.Counter()
 
-    def on_event(event: str, seconds: float, **_) -> None:
-        if event in _COMPILATION:
-            compiling[threading.get_ident()] += seconds
+    def build() -> float:
+        began = time.perf_counter()
+        jax.block_until_ready(q.build_variants(config, params, specs, statistics))
+        return time.perf_counter() - began
 
-    jax.monitoring.register_event_duration_secs_listener(on_event)
-    began = time.perf_counter()
-    jax.block_until_ready(q.build_variants(config, params, specs, statistics))
-    seconds = time.perf_counter() - began
-    # Modules are quantized side by side, each in a thread of its own: what compiles longest is waited for.
-    compilation = max(compiling.values(), default=0.0)
+    first, seconds = build(), build()
     return {
-        "seconds": seconds - compilation,
-        "compilation seconds": compilation,
+        "seconds": seconds,
+        "compilation seconds": first - seconds,
         "peak memory GB": peak_bytes() / 1e9,
     }
 
