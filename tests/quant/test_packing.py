@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -40,6 +41,16 @@ def test_expands_to_the_same_floats(bits, grid, group, layout, dtype):
     assert packed.stream.nbytes == -(-kernel.size * bits // 8), "nothing that fills up a group is stored"
     assert packed.nbytes == packed.stream.nbytes + 4 * rows * groups * (1 if packed.zero_point is None else 2)
     assert (packed.zero_point is None) == (grid != "range")
+
+
+@pytest.mark.parametrize("grid", GRIDS)
+def test_double_precision_expands_to_the_same_floats(grid):
+    with jax.enable_x64(True):
+        kernel = jnp.asarray(np.random.default_rng(0).normal(size=(9, 5)))
+        quantized = quant.quantize_kernel(kernel, quant.WeightSpec(4, 4), GRIDS[grid])
+        expanded = quant.expand_packed(quant.pack_kernel(quantized))
+        assert expanded.dtype == jnp.float64
+        np.testing.assert_array_equal(expanded, quant.expand_kernel(quantized))
 
 
 @settings(deadline=None, max_examples=50)

@@ -141,7 +141,7 @@ def _abstract_kernel(leaf: jax.ShapeDtypeStruct, fields: Mapping[str, Any]) -> q
         raise ValueError(f"zero {zero!r} is no code of {bits} bits")
     spec = quant.WeightSpec(None, fields["group_size"], fields["layout"], tuple(fields["output_axes"]))
     rows, groups, _ = quant.group_shape(leaf.shape, spec)
-    floats = lambda shape: jax.ShapeDtypeStruct(shape, jnp.float32)
+    floats = lambda shape: jax.ShapeDtypeStruct(shape, jnp.promote_types(leaf.dtype, jnp.float32))
     return quant.PackedKernel(
         stream=jax.ShapeDtypeStruct((-(-math.prod(leaf.shape) * bits // 8),), jnp.uint8),
         scale=floats((rows, groups, 1)),

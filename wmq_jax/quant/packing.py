@@ -34,8 +34,8 @@ class PackedKernel:
 
     Attributes:
       stream: uint8 (ceil(weights * bits / 8),), the codes in the kernel's order, each minus the grid's smallest.
-      scale: float32 (R, n, 1), of each group.
-      zero_point: float32 (R, n, 1), the stored code that stands for 0 in each group; None where ``zero`` does in all.
+      scale: (R, n, 1), of each group; float32, or float64 of a float64 kernel.
+      zero_point: as ``scale``, the stored code that stands for 0 in each group; None where ``zero`` does in all.
       divisor: float32 that broadcasts with the kernel, which is divided by it; None for 1.
       bits, zero, shape, dtype, spec: static.
     """
@@ -114,11 +114,12 @@ def _without_codes(quantized: weights.QuantizedKernel) -> PackedKernel:
     rows, groups, _ = weights.group_shape(quantized.shape, quantized.spec)
     scale, zero_point = (np.broadcast_to(x, (rows, groups, 1)) for x in (grid.scale, grid.zero_point - grid.qmin))
     same = (zero_point == zero_point.flat[0]).all()
+    dtype = jnp.promote_types(quantized.dtype, jnp.float32)  # in which grids are fitted
     return PackedKernel(
         # A view of one byte: nothing is allocated for what is only counted.
         stream=np.broadcast_to(np.uint8(0), -(-math.prod(quantized.shape) * bits // 8)),
-        scale=np.array(scale, np.float32),
-        zero_point=None if same else np.array(zero_point, np.float32),
+        scale=np.array(scale, dtype),
+        zero_point=None if same else np.array(zero_point, dtype),
         divisor=None if quantized.divisor is None else np.asarray(quantized.divisor),
         bits=bits,
         zero=int(zero_point.flat[0]) if same else None,
