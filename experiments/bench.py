@@ -8,7 +8,6 @@ size ('methods'), the same methods against Qwix ('qwix'), or the reader of torch
 
 import importlib
 import json
-import platform
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -33,18 +32,9 @@ def environment(config: Mapping[str, Any]) -> dict[str, Any]:
 
     return {
         **provenance.record(jax.local_device_count()),
-        "machine": {"cpu": _cpu(), "cores": available_cores()},
+        "machine": {"cpu": provenance.processor(), "cores": available_cores()},
         "config": json.loads(json.dumps(config)),
     }
-
-
-def _cpu() -> str:
-    """The processor's own name where the system tells it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def main(config: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.programs import program
 from wmq_jax.io import locked
+from wmq_jax.runtime import provenance
 from wmq_jax.runtime.devices import DETERMINISTIC_FLAGS
 
 pytestmark = pytest.mark.slow
@@ -45,7 +46,7 @@ def test_train_leaves_a_model_with_pictures_and_a_summary_and_is_then_done(tmp_p
     ):
         assert line in run.stdout
     written = json.loads((tmp_path / "run" / "config.json").read_text())
-    assert written["device"] == {"platform": "cpu", "kind": "cpu", "count": 1}
+    assert written["device"] == {"platform": "cpu", "kind": provenance.processor(), "count": 1}
     assert written["matmul_precision"] == "highest"
     assert all(flag in written["xla_flags"] for flag in DETERMINISTIC_FLAGS), "bits must not depend on threads"
     starts = (tmp_path / "run" / "starts.jsonl").read_text().splitlines()

@@ -158,7 +158,7 @@ def _write_traces(folder, rows, manifest, names):
             index.append(
                 {
                     "variant": name,
-                    "episode": row["episode"],
+                    **{name: row[name] for name in ("episode", "seed", "horizon")},
                     "outcome": outcome,
                     "key": key,
                     "extent": [-0.5, 64.5, 64.5, -0.5],

@@ -49,15 +49,16 @@ def test_verdicts(tmp_path, synthetic):
     assert list(sentences) == ["survives", "undecided", "falls"] and sentences["falls"].startswith("Falls: W3 (")
 
 
-@pytest.mark.parametrize(("cells", "enough"), [(48, False), (60, True)])
-def test_too_few_cells_for_a_survivor_that_loses_one(tmp_path, synthetic, cells, enough):
-    """The sentence, and that it is true."""
-    outcomes = {"FP32": [True] * cells, "W8": [True] * (cells - 1) + [False]}
+@pytest.mark.parametrize(("solved", "failed"), [(2, 0), (20, 0), (34, 0), (35, 0), (48, 0), (60, 0), (24, 24), (5, 15)])
+def test_what_the_number_of_episodes_lets_survive(tmp_path, synthetic, solved, failed):
+    """The sentence about too few episodes, and that it is true."""
+    full = [True] * solved + [False] * failed
+    outcomes = {"FP32": full, "W8": full, "W6": [False] + full[1:], "W3": [False] * len(full)}
     comparison = compare(_load(tmp_path, synthetic, outcomes), 5)
-    verdict = comparison.line("W8").verdict
-    assert verdict == ("survives" if enough else "undecided")
-    sentence = verdict_sentences(comparison)[verdict]
-    assert (f"with {cells} cells only a variant that loses none can survive" in sentence) == (not enough)
+    none, one = (comparison.line(name).verdict == "survives" for name in ("W8", "W6"))
+    sentences = " ".join(verdict_sentences(comparison).values())
+    assert (f"with {len(full)} episodes no variant can survive" in sentences) == (not none)
+    assert (f"with {len(full)} episodes only a variant that loses none can survive" in sentences) == (none and not one)
 
 
 def test_differences_use_cells_that_both_have(tmp_path, synthetic):
@@ -97,6 +98,42 @@ def test_repeating_every_cell_under_other_seeds_adds_no_certainty(tmp_path, synt
             assert (three.difference.low, three.difference.high) == pytest.approx(
                 (one.difference.low, one.difference.high)
             )
+
+
+def test_what_is_said_of_a_variant_depends_on_no_other(tmp_path, synthetic):
+    """Seeds of one episode are alike to a degree that each variant's own cells tell."""
+    import random
+
+    draw = random.Random(0).random
+    rates = {"FP32": 0.9, "W8": 0.85, "W3": 0.0, "random actions": 0.0}
+    won = {(n, e, s): draw() < rate for n, rate in rates.items() for e in range(30) for s in range(3)}
+    rows = {n: [synthetic.make_row(n, e, s, success=WON if won[n, e, s] else LOST) for e in range(30) for s in range(3)]
+            for n in rates}  # fmt: skip
+
+    def line(folder, *names):
+        path = synthetic.write_folder(tmp_path / folder, [row for name in names for row in rows[name]])
+        if folder == "references":
+            synthetic.write_lines(path / "reference.jsonl", rows["random actions"])
+        return compare(load_results(path), 5).line("W8")
+
+    alone = line("alone", "FP32", "W8")
+    assert line("beside", "FP32", "W8", "W3") == alone == line("references", "FP32", "W8")
+    independent = stats.wilson_interval(sum(won["W8", e, s] for e in range(30) for s in range(3)), 90)
+    assert alone.success[-1].high - alone.success[-1].low < 1.2 * (independent.high - independent.low)
+
+
+def test_one_failure_among_many_seeds_is_no_proof_of_independence(tmp_path, synthetic):
+    def rate(failures):
+        rows = [
+            synthetic.make_row("FP32", e, s, success=LOST if (e, s) in failures else WON)
+            for e in range(30)
+            for s in range(3)
+        ]
+        folder = synthetic.write_folder(tmp_path / f"{len(failures)}", rows)
+        return compare(load_results(folder), 5).lines[0].success[-1]
+
+    assert rate([]).low == stats.wilson_interval(30, 30).low, "three seeds that agree are one"
+    assert rate([(0, 0)]).low < rate([]).low + 0.02
 
 
 def test_rates_at_every_iteration(tmp_path, synthetic):

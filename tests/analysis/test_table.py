@@ -1,13 +1,15 @@
 """The table in its three forms."""
 
 import csv
+import dataclasses
 import io
 
 import pytest
 
 from wmq_jax.analysis import format_table, load_results
+from wmq_jax.analysis.paired import Difference, Rate
 from wmq_jax.analysis.summary import compare
-from wmq_jax.analysis.table import csv_table, markdown_table, shown_iterations
+from wmq_jax.analysis.table import csv_table, difference_text, markdown_table, rate_text, shown_iterations
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +92,12 @@ def test_markdown_is_rectangular(results):
     lines = [line for line in markdown_table(comparison).splitlines() if line.startswith("|")]
     assert len(lines) == 2 + len(comparison.lines) + len(comparison.references)
     assert len({line.count("|") for line in lines}) == 1
+
+
+def test_rounding_hides_neither_a_failure_nor_on_which_side_of_the_margin_a_loss_is():
+    difference = Difference(-1 / 54, -0.0977, 0.05, 54, 0, 1, 1.0, 1.0)
+    assert difference_text(difference) == "-2 (-9.8..+5)"
+    assert difference_text(dataclasses.replace(difference, low=-0.0999999)) == "-2 (-9.9..+5)"
+    assert difference_text(dataclasses.replace(difference, low=-0.1)) == "-2 (-10..+5)"
+    texts = {0.0: "0", 0.0004: "0.1", 0.004: "0.4", 0.5: "50", 0.997: "99.7", 0.9999: "99.9", 1.0: "100"}
+    assert {share: rate_text(Rate(share, share, share)).split()[0] for share in texts} == texts

@@ -12,6 +12,7 @@ from wmq_jax.models import WorldModel
 from wmq_jax.models.image import normalize_image
 from wmq_jax.quantized import quantized_apply
 from wmq_jax.sweep.cells import Cell
+from wmq_jax.sweep.rows import from_line, row_key
 from wmq_jax.sweep.run import build_engine
 from wmq_jax.sweep.scheduler import run_cells
 from wmq_jax.sweep.traces import to_pixels
@@ -20,12 +21,16 @@ pytestmark = pytest.mark.quick
 
 
 def test_pictures_are_what_the_variant_saw_and_imagined(prepare, tmp_path):
-    sweep = prepare(variants="w3", planner__seeds="0", planner__horizons="2", pictures=2)
+    sweep = prepare(variants="w3", planner__seeds="0", planner__horizons="1 2", pictures=2)
     folder = sweeps.open_folder(sweep, tmp_path)
     with folder.locked():
         sweeps.run_sweep(sweep, folder)
     index, traces = json.loads((tmp_path / "traces.json").read_text()), np.load(tmp_path / "traces.npz")
     assert {entry["variant"] for entry in index} == set(sweep.names)
+    rows = {row_key(row): row for row in map(from_line, (tmp_path / "rows.jsonl").read_text().splitlines())}
+    assert {entry["horizon"] for entry in index} == {2}, "a report is about the longest"
+    for entry in index:
+        assert rows[row_key(entry)]["success"][-1] == (entry["outcome"] == "success")
 
     engine, env, frameskip = build_engine(sweep), sweep.problem.env, sweep.problem.frameskip
     apply = quantized_apply(WorldModel(sweep.checkpoint.config))

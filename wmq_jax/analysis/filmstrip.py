@@ -62,7 +62,7 @@ def draw_filmstrip(fig: "Figure", trace: Trace, goal: tuple[float, ...] | None) 
     canvas.text(
         _GAP,
         height - 0.08,
-        f"{trace.variant}: {trace.outcome} (episode {trace.episode})",
+        f"{trace.variant}: {trace.outcome} (episode {trace.episode}, seed {trace.seed})",
         va="top",
         fontsize=10.5,
         fontweight="bold",

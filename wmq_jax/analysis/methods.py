@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-from wmq_jax.analysis.paired import LEVEL, Difference, find_clustering, holm_adjusted, paired_difference, pairs_of
+from wmq_jax.analysis.paired import LEVEL, Difference, holm_adjusted, paired_difference, pairs_of
 from wmq_jax.analysis.results import Results, Row, Variant
 from wmq_jax.analysis.summary import Comparison, Line
 
@@ -118,8 +118,7 @@ def _differences(
             rows[row.variant].append(row)
     of = lambda key: rows[variants[key].name]
     pairs = [pairs_of(of(key), of((key[0], BASE))) for key in compared]
-    correlation = find_clustering(list(rows.values()), pairs).difference
-    return holm_adjusted([paired_difference(found, correlation) for found in pairs])
+    return holm_adjusted([paired_difference(found) for found in pairs])
 
 
 def _entry(line: Line, difference: Difference | None) -> MethodEntry:

@@ -1,9 +1,11 @@
 """Success rates of a sweep's cells, and two variants compared on the cells that both have computed.
 
 Every variant plans the same episodes with the same noise, so a difference is one of pairs. Seeds of one episode are no
-independent cells: how alike they are (`Clustering`) enters the intervals.
+independent cells: how alike they are enters the intervals. Every rate and every difference is of its own cells alone,
+so that no variant's figures depend on which others a sweep has.
 """
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 
@@ -47,39 +49,15 @@ class Difference:
     p_adjusted: float | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Clustering:
-    """Correlation of an episode's cells across seeds: of success within 1..M iterations, and of differences."""
-
-    success: tuple[float, ...]
-    difference: float
-
-
 Pairs = Sequence[tuple[Row, Row]]
 
 
-def find_clustering(groups: Sequence[Sequence[Row]], compared: Sequence[Pairs]) -> Clustering:
-    """The Clustering of the rows of several variants, and of the pairs that are compared."""
-    iterations = max((len(row.success) for rows in groups for row in rows), default=0)
-    return Clustering(
-        success=tuple(
-            stats.intraclass_correlation(
-                [([row.success[k] for row in rows], [row.episode for row in rows]) for rows in groups]
-            )
-            for k in range(iterations)
-        ),
-        difference=stats.intraclass_correlation(
-            [(_gaps(pairs), [row.episode for row, _ in pairs]) for pairs in compared]
-        ),
-    )
-
-
-def success_rate(rows: Sequence[Row], k: int, correlation: float) -> Rate:
+def success_rate(rows: Sequence[Row], k: int) -> Rate:
     """The Rate of success within k + 1 iterations, of at least one row."""
-    solved = sum(row.success[k] for row in rows)
-    effective = 1 / stats.design_effect([row.episode for row in rows], correlation)
-    low, high = stats.wilson_interval(solved * effective, len(rows) * effective)
-    return Rate(solved / len(rows), low, high)
+    solved = [int(row.success[k]) for row in rows]
+    effective = _effective_share(solved, [row.episode for row in rows], ends=(0, 1))
+    low, high = stats.wilson_interval(sum(solved) * effective, len(rows) * effective)
+    return Rate(sum(solved) / len(rows), low, high)
 
 
 def pairs_of(rows: Sequence[Row], base_rows: Sequence[Row]) -> Pairs:
@@ -88,7 +66,7 @@ def pairs_of(rows: Sequence[Row], base_rows: Sequence[Row]) -> Pairs:
     return [(row, base[row.cell]) for row in rows if row.cell in base]
 
 
-def paired_difference(pairs: Pairs, correlation: float) -> Difference | None:
+def paired_difference(pairs: Pairs) -> Difference | None:
     """The comparison of the pairs' first rows with their second ones, not yet adjusted; None without any pair."""
     if not pairs:
         return None
@@ -97,7 +75,8 @@ def paired_difference(pairs: Pairs, correlation: float) -> Difference | None:
         *(outcomes.count(outcome) for outcome in ((True, True), (True, False), (False, True), (False, False)))
     )
     gaps, episodes = _gaps(pairs), [row.episode for row, _ in pairs]
-    low, high = stats.newcombe_paired_interval(table.scaled(1 / stats.design_effect(episodes, correlation)))
+    effective = _effective_share(gaps, episodes, ends=(-1, 1))
+    low, high = stats.newcombe_paired_interval(table.scaled(effective))
     return Difference(
         estimate=sum(gaps) / len(gaps),
         low=low,
@@ -126,6 +105,20 @@ def holm_adjusted(differences: Sequence[Difference | None]) -> list[Difference |
 def _gaps(pairs: Pairs) -> list[int]:
     """1 where only the first succeeded, -1 where only the second did, else 0."""
     return [int(row.success[-1]) - int(other.success[-1]) for row, other in pairs]
+
+
+def _effective_share(values: Sequence[int], episodes: Sequence[int], ends: tuple[int, int]) -> float:
+    """The share of the cells that counts, had all been independent.
+
+    Cells of one episode are taken to be as alike as they and one more episode at each of the ``ends`` say. Where
+    nothing or nearly nothing varies, cells tell little about the next episode; without those two a single failure
+    among many would turn full correlation into none.
+    """
+    size = max(collections.Counter(episodes).values())
+    added = [end for end in ends for _ in range(size)]
+    labels = [f"end {end}" for end in added]
+    correlation = stats.intraclass_correlation([*values, *added], [*map(str, episodes), *labels])
+    return 1 / stats.design_effect(episodes, correlation)
 
 
 def _p_value(table: stats.PairedTable, gaps: Sequence[int], episodes: Sequence[int]) -> float:

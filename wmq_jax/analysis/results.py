@@ -100,6 +100,8 @@ class Trace:
     Attributes:
       variant: name of the variant.
       episode: number of the episode.
+      seed: of CEM's noise.
+      horizon: model actions a plan.
       outcome: 'success' or 'failure'.
       real: (K, h, w, 3) uint8, what happened.
       imagined: (K, h, w, 3) uint8, the decoded imagination of the same model actions.
@@ -111,6 +113,8 @@ class Trace:
 
     variant: str
     episode: int
+    seed: int
+    horizon: int
     outcome: Literal["success", "failure"]
     real: np.ndarray
     imagined: np.ndarray
@@ -349,6 +353,8 @@ def _trace(entry: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> Trace:
     return Trace(
         variant=entry["variant"],
         episode=int(entry["episode"]),
+        seed=int(entry["seed"]),
+        horizon=int(entry["horizon"]),
         outcome=entry["outcome"],
         extent=tuple(float(bound) for bound in extent) if extent is not None else None,
         **{name: stored[f"{entry['key']}/{name}"] for name in ("real", "imagined", "start", "goal", "path")},

@@ -168,44 +168,35 @@ def holm(p_values: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(value) for value in adjusted)
 
 
-def intraclass_correlation(groups: Sequence[tuple[Sequence[float], Sequence[int]]]) -> float:
-    """How alike values of one cluster are, pooled over groups that have means of their own.
+def intraclass_correlation(values: Sequence[float], clusters: Sequence[int]) -> float:
+    """How alike values of one cluster are.
 
     The analysis-of-variance estimate (B - W) / (B + (m - 1) W) from the mean squares between clusters B and within them
-    W, with m the mean cluster size, held within 0..1 (Donner, Int. Stat. Rev. 54:67-82, 1986). Groups are pooled
-    because one variant's values can be all equal, which says nothing about the next episode.
+    W, with m the mean cluster size, held within 0..1 (Donner, Int. Stat. Rev. 54:67-82, 1986).
 
     Args:
-      groups: (values, cluster labels) of each group, of equal lengths.
+      values: n numbers.
+      clusters: their labels.
 
     Returns:
       0 where clusters have one value each or nothing in common; 1 where nothing varies at all, the cautious end.
 
     Raises:
-      ValueError: a group's labels are not as many as its values.
+      ValueError: the labels are not as many as the values.
     """
-    between = within = 0.0
-    values_count = clusters_count = 0
-    for values, clusters in groups:
-        v = np.asarray(values, dtype=float)
-        if v.shape != np.shape(clusters):
-            raise ValueError(f"a group needs as many cluster labels as values, got {np.shape(clusters)} and {v.shape}")
-        if not v.size:
-            continue
-        _, index, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
-        means = np.bincount(index, weights=v) / sizes
-        between += float(np.sum(sizes * (means - v.mean()) ** 2))
-        within += float(np.sum((v - means[index]) ** 2))
-        values_count, clusters_count = values_count + v.size, clusters_count + len(sizes)
-    groups_count = sum(len(values) > 0 for values, _ in groups)
-    if values_count == clusters_count:
+    v = np.asarray(values, dtype=float)
+    if v.shape != np.shape(clusters):
+        raise ValueError(f"as many cluster labels as values are needed, got {np.shape(clusters)} and {v.shape}")
+    _, index, sizes = np.unique(np.asarray(clusters), return_inverse=True, return_counts=True)
+    if len(sizes) == v.size:
         return 0.0
-    if between + within == 0 or clusters_count == groups_count:
+    if len(sizes) == 1 or np.ptp(v) == 0:
         return 1.0
-    b = between / (clusters_count - groups_count)
-    w = within / (values_count - clusters_count)
-    m = values_count / clusters_count
-    return min(1.0, max(0.0, (b - w) / (b + (m - 1) * w)))
+    means = np.bincount(index, weights=v) / sizes
+    between = float(np.sum(sizes * (means - v.mean()) ** 2)) / (len(sizes) - 1)
+    within = float(np.sum((v - means[index]) ** 2)) / (v.size - len(sizes))
+    m = v.size / len(sizes)
+    return min(1.0, max(0.0, (between - within) / (between + (m - 1) * within)))
 
 
 def design_effect(clusters: Sequence[int], correlation: float) -> float:

@@ -11,10 +11,8 @@ from typing import Literal
 
 from wmq_jax.analysis.paired import (
     LEVEL,
-    Clustering,
     Difference,
     Rate,
-    find_clustering,
     holm_adjusted,
     paired_difference,
     pairs_of,
@@ -113,10 +111,8 @@ def compare(results: Results, horizon: int) -> Comparison:
     base_rows = [row for row in rows if base is not None and row.variant == base.name]
     groups = {v.name: [row for row in rows if row.variant == v.name] for v in results.variants}
     groups |= {name: [row for row in reference_rows if row.variant == name] for name in reference_names}
-    compared = [pairs_of(members, base_rows) for name, members in groups.items() if base is None or name != base.name]
-    clustering = find_clustering(list(groups.values()), compared)
-    lines = [_line(v.name, v, groups[v.name], [] if v is base else base_rows, clustering) for v in results.variants]
-    references = [_line(name, None, groups[name], base_rows, clustering) for name in reference_names]
+    lines = [_line(v.name, v, groups[v.name], [] if v is base else base_rows) for v in results.variants]
+    references = [_line(name, None, groups[name], base_rows) for name in reference_names]
     return Comparison(
         horizon=horizon,
         iterations=max((len(row.success) for row in rows), default=0),
@@ -160,10 +156,11 @@ def headline(comparison: Comparison | None) -> str:
 def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
     """A sentence for each verdict that occurs, naming its variants."""
     margin = round(100 * SURVIVAL_MARGIN)
+    would_tell = _what_would_tell(comparison) if comparison.with_verdict("undecided") else ""
     meaning: dict[Verdict, str] = {
         "survives": f"a loss of {margin} points or more is excluded with 95% confidence, for each by itself",
-        "undecided": f"no loss is established after Holm's adjustment, but one of {margin} points is not excluded; "
-        f"{_what_would_tell(comparison)}",
+        "undecided": f"no loss is established after Holm's adjustment, but one of {margin} points is not "
+        f"excluded; {would_tell}",
         "falls": f"worse than full precision, Holm-adjusted p < {LEVEL:g}",
     }
     separator = "; " if any("," in line.name for line in comparison.lines) else ", "
@@ -176,11 +173,21 @@ def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
 
 
 def _what_would_tell(comparison: Comparison) -> str:
-    """What an undecided variant lacks."""
-    cells = max(line.cells for line in comparison.lines)
-    if newcombe_paired_interval(PairedTable(cells - 1, 0, 1, 0)).low > -SURVIVAL_MARGIN:
+    """What an undecided variant lacks: whether losing one episode, or none, would do to survive."""
+    base = comparison.line(comparison.full_precision)
+    solved = round(base.success[-1].estimate * comparison.episodes)
+    failed = comparison.episodes - solved
+
+    def survives(lost: int) -> bool:
+        table = PairedTable(solved - lost, 0, lost, failed)
+        return newcombe_paired_interval(table).low > -SURVIVAL_MARGIN
+
+    if solved and survives(1):
         return "more episodes would tell"
-    return f"with {counted(cells, 'cell')} only a variant that loses none can survive, so more episodes would tell"
+    few = f"with {counted(comparison.episodes, 'episode')}"
+    if survives(0):
+        return f"{few} only a variant that loses none can survive, so more episodes would tell"
+    return f"{few} no variant can survive, so more episodes would tell"
 
 
 def baseline_caveat(comparison: Comparison) -> str | None:
@@ -194,18 +201,14 @@ def baseline_caveat(comparison: Comparison) -> str | None:
     return None
 
 
-def _line(
-    name: str, variant: Variant | None, rows: Sequence[Row], base_rows: Sequence[Row], clustering: Clustering
-) -> Line:
+def _line(name: str, variant: Variant | None, rows: Sequence[Row], base_rows: Sequence[Row]) -> Line:
     began = [row.nonfinite_iteration for row in rows if row.nonfinite_iteration is not None]
     return Line(
         name=name,
         variant=variant,
         cells=len(rows),
-        success=tuple(success_rate(rows, k, clustering.success[k]) for k in range(len(rows[0].success)))
-        if rows
-        else (),
-        difference=paired_difference(pairs_of(rows, base_rows), clustering.difference),
+        success=tuple(success_rate(rows, k) for k in range(len(rows[0].success))) if rows else (),
+        difference=paired_difference(pairs_of(rows, base_rows)),
         verdict=None,
         nonfinite_cells=len(began),
         nonfinite_from=min(began, default=None),

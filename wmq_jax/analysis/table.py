@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from wmq_jax.analysis.methods import MethodEntry, MethodTable, methods_sentence
 from wmq_jax.analysis.paired import LEVEL, Difference, Rate
 from wmq_jax.analysis.results import ModulePrecision, Results, Variant
-from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, compare, verdict_sentences
+from wmq_jax.analysis.summary import SURVIVAL_MARGIN, Comparison, Line, baseline_caveat, compare, verdict_sentences
 from wmq_jax.io.wording import counted
 
 WIDTH = 120
@@ -143,15 +143,22 @@ def footnotes(comparison: Comparison) -> tuple[str, ...]:
 
 
 def rate_text(rate: Rate) -> str:
-    """Such as '92 (84-97)', in percent."""
-    return f"{100 * rate.estimate:.0f} ({100 * rate.low:.0f}-{100 * rate.high:.0f})"
+    """Such as '92 (84-97)', in percent; 0 and 100 stand for nothing less and nothing more."""
+    percent = 100 * rate.estimate
+    text = f"{percent:.0f}"
+    if text in ("0", "100") and percent not in (0, 100):
+        text = f"{min(max(percent, 0.1), 99.9):.1f}"
+    return f"{text} ({100 * rate.low:.0f}-{100 * rate.high:.0f})"
 
 
 def difference_text(difference: Difference | None) -> str:
-    """Such as '-12 (-24..+1)', in percentage points."""
+    """Such as '-12 (-24..+1)', in percentage points; the lower end tells on which side of the margin it lies."""
     if difference is None:
         return _NONE
-    return f"{_signed(difference.estimate)} ({_signed(difference.low)}..{_signed(difference.high)})"
+    low = _signed(difference.low)
+    if low == _signed(-SURVIVAL_MARGIN) and difference.low > -SURVIVAL_MARGIN:
+        low = f"{max(100 * difference.low, 0.1 - 100 * SURVIVAL_MARGIN):.1f}"
+    return f"{_signed(difference.estimate)} ({low}..{_signed(difference.high)})"
 
 
 def p_text(difference: Difference | None) -> str:

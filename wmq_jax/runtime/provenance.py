@@ -11,6 +11,7 @@ import jax
 
 import wmq_jax
 
+_VECTORS = ("avx512f", "avx2", "avx")  # widest first
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
@@ -35,9 +36,21 @@ def git_revision() -> str | None:
 
 
 def device(count: int) -> dict[str, Any]:
-    """Platform, kind and number of the devices computed on."""
+    """Platform, kind and number of the devices computed on; of a CPU the kind is ``processor()``."""
     first = jax.local_devices()[0]
-    return {"platform": first.platform, "kind": first.device_kind, "count": count}
+    kind = processor() if first.platform == "cpu" else first.device_kind  # JAX calls every CPU 'cpu'
+    return {"platform": first.platform, "kind": kind, "count": count}
+
+
+def processor() -> str:
+    """The processor's own name, where the system tells it, and its widest vectors, which XLA compiles for."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor() or platform.machine()
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    vectors = [flag for flag in _VECTORS if flag in told.get("flags", "").split()]
+    return ", ".join([told.get("model name", platform.machine()), *vectors[:1]])
 
 
 def record(count: int) -> dict[str, Any]:

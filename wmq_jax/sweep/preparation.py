@@ -30,7 +30,18 @@ from wmq_jax.sweep.store import ResultsFolder
 
 # Keys of config.json that decide what a row is. The number of devices and how cells are laid out on them do not (see
 # the tests).
-IDENTITY = ("rows", "tile", "platform", "model", "params_sha256", "given", "xla_flags", "matmul_precision", "compiler")
+IDENTITY = (
+    "rows",
+    "tile",
+    "platform",
+    "device_kind",
+    "model",
+    "params_sha256",
+    "given",
+    "xla_flags",
+    "matmul_precision",
+    "compiler",
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -223,7 +234,8 @@ def _record(
         "config": json.loads(json.dumps(config)),
         "rows": _row_fields(config),
         "tile": tile,
-        "platform": mesh.devices.flat[0].platform,
+        "platform": made_with["device"]["platform"],
+        "device_kind": made_with["device"]["kind"],  # other vectors sum in another order
         "checkpoint": settings.checkpoint,
         # Beside the parameters: numbers of attention heads change no shape.
         "model": json.loads(json.dumps(checkpoint.config.to_dict())),

@@ -84,11 +84,13 @@ def save_traces(
       apply: the model's quantized apply.
       checkpoint: the model; it must have a decoder.
       names: of the variants, in the table's order.
-      rows: the finished rows.
+      rows: the finished rows, of which those of the longest horizon are drawn, as everywhere in a report.
       manifest: the episodes.
       count: how many variants are drawn.
     """
     problem = engine.problem
+    longest = max(row["horizon"] for row in rows)
+    rows = [row for row in rows if row["horizon"] == longest]
     success = {n: np.mean([r["success"][-1] for r in rows if r["variant"] == n]) for n in names}
     picks = chosen_rows(rows, chosen_variants(success, names[0], count))
     cells = {
@@ -105,7 +107,8 @@ def save_traces(
         ends = (manifest.init[cell.episode], manifest.goal[cell.episode])
         found = draw(variables, *ends, finished[cell], cell.horizon)
         arrays |= {f"{key}/{name}": value for name, value in found.items()}
-        entry = {"variant": names[cell.variant], "episode": cell.episode, "outcome": outcome, "key": key}
+        entry = {"variant": names[cell.variant], "outcome": outcome, "key": key}
+        entry |= {"episode": cell.episode, "seed": cell.seed, "horizon": cell.horizon}
         if problem.env.spec.extent is not None:
             entry["extent"] = list(problem.env.spec.extent)
         index.append(entry)
