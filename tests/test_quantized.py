@@ -324,6 +324,7 @@ def test_settings_of_methods_change_what_they_do(world, method, changes):
                 grid_fn=quant.released_absmax_grid,
                 search_grid=quant.released_range_grid,
                 stale_grids=True,
+                strided=True,
             ),
         ),
         ("omniquant", lambda **_: quant.omniquant(3, 8, "flat", released=True)),

@@ -19,7 +19,12 @@ pytestmark = pytest.mark.quick
 
 # The search alone, as released: rounding is left to the quantizer of the network.
 RELEASED = dict(
-    layout="flat", scaled=".*fc1", clip_queries_keys=True, search_grid=quant.released_range_grid, rounded=False
+    layout="flat",
+    scaled=".*fc1",
+    clip_queries_keys=True,
+    search_grid=quant.released_range_grid,
+    rounded=False,
+    strided=True,
 )
 
 

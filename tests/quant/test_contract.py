@@ -116,7 +116,14 @@ METHODS = {
     ),
     "awq as released": Method(
         lambda bits: quant.awq(
-            bits, 6, "flat", ".*fc1", clip_queries_keys=True, search_grid=quant.released_range_grid, stale_grids=True
+            bits,
+            6,
+            "flat",
+            ".*fc1",
+            clip_queries_keys=True,
+            search_grid=quant.released_range_grid,
+            stale_grids=True,
+            strided=True,
         ),
         WeightSpec(None, 6, "flat"),
         statistics=True,

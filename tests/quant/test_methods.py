@@ -13,6 +13,7 @@ import pytest
 from tests.quick_jit import quick_jit
 from wmq_jax import quant
 from wmq_jax.quant import linen, paths
+from wmq_jax.quant.awq import search_clip
 from wmq_jax.quant.omniquant import OmniQuantSpec, block_loss, initial
 
 pytestmark = pytest.mark.quick
@@ -158,6 +159,31 @@ def test_awq_takes_the_scale_with_the_smallest_error(setting):
     assert (found.limits["qkv"][2 * WIDTH :] < jnp.inf).all()
 
 
+def test_awq_clips_for_tokens_of_every_position():
+    """Of 512 sequences of one length, one token in so many would be the first of each."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(512, 8, WIDTH)).astype(np.float32)
+    x[:, 0] = 0.0  # of which no search learns anything
+    kernel, mask = jnp.asarray(rng.normal(size=(WIDTH, 6)), jnp.float32), jnp.ones((512, 8)).at[:, 5:].set(0.0)
+    limits = {
+        strided: search_clip(kernel, x, mask, 3, quant.AWQSpec(quant.WeightSpec(None), strided=strided))
+        for strided in (True, False)
+    }
+    whole = jnp.abs(kernel).max(0)[:, None]
+    np.testing.assert_array_equal(limits[True], whole)
+    assert (limits[False] < whole).any()
+
+
+@pytest.mark.parametrize("make", [quant.awq, quant.omniquant])
+def test_searches_compute_in_the_precision_of_the_parameters(setting, make):
+    """Where double precision is allowed, constants of a search must not widen it."""
+    expected = make(4).apply(quant.State(setting[0], {}, setting[1]), TOPOLOGY)
+    with jax.enable_x64(True):
+        wide = make(4).apply(quant.State(setting[0], {}, setting[1]), TOPOLOGY)
+    assert {leaf.dtype for leaf in jax.tree.leaves(wide.params)} == {np.dtype("float32")}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), wide.params, expected.params)
+
+
 def test_awq_shows_a_block_what_the_float_blocks_before_it_give(setting):
     params, statistics = setting
     both = quant.awq(3).apply(quant.State(params, {}, statistics), TOPOLOGY).params
@@ -225,6 +251,23 @@ def test_training_that_fails_changes_nothing(setting, rate):
     rounded = quant.omniquant_block(params["block_0"], same, x, x, mask, 3, quant.NO_BITS, BLOCK, plain)
     assert error(kept) <= error(rounded) * 1.001
     assert not error(end) <= error(kept)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_training_is_never_worse_than_plain_rounding(setting, bits):
+    """Of normal weights too, to which the finer grid of round-to-nearest is kinder than that of learned clipping."""
+    params, statistics = setting
+    draw = np.random.default_rng(0).normal
+    part = jax.tree.map(lambda leaf: leaf if leaf.ndim == 1 else draw(0, 0.3, leaf.shape).astype(np.float32),
+                        params["block_0"])  # fmt: skip
+    sample = quant.block_statistics(statistics)["block_0"]
+    learned = initial(part, {"qkv": jnp.ones(WIDTH), "fc1": jnp.ones(WIDTH)}, 0.5, BLOCK, TRAINING)
+    found = quant.omniquant_block(
+        part, learned, sample.inputs, sample.inputs, sample.mask(), bits, quant.NO_BITS, BLOCK, TRAINING
+    )
+    rounded = BLOCK.apply(quant.quantize(quant.rtn(bits), part)["params"], sample.inputs)
+    error = lambda output: float(jnp.square(output - found.target).mean())
+    assert error(found.output) <= error(rounded) * 1.001
 
 
 def test_rounding_passes_the_gradient_of_the_float_block(setting):

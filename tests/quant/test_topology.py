@@ -140,6 +140,19 @@ def test_descriptions_of_another_form_are_refused(make, message):
             (("blocks_0", dataclasses.replace(BLOCK, sites=("fc2",))),),
             "a pair of block 'blocks_0' has the consumer 'fc1', which is none of the block's sites: fc2",
         ),
+        (
+            (("blocks_0", dataclasses.replace(BLOCK, pairs=(*BLOCK.pairs, quant.Pair("norm", ("fc2",))))),),
+            "two pairs of block 'blocks_0' have the producer 'norm'; name all that it feeds as consumers of one",
+        ),
+        (
+            (
+                (
+                    "blocks_0",
+                    dataclasses.replace(BLOCK, pairs=(*BLOCK.pairs, quant.Pair("fc2", ("fc1",), quant.LINEAR))),
+                ),
+            ),
+            "two pairs of block 'blocks_0' with a producer have the consumer 'fc1'",
+        ),
         ((("blocks_0", BLOCK), ("blocks_0", BLOCK)), "the topology names block 'blocks_0' twice"),
     ],
 )

@@ -179,7 +179,8 @@ def _rollouts(pictures: Sequence[Picture]) -> Iterator[str]:
         trace = strip.trace
         yield page.png_figure(
             strip.png,
-            f"{trace.variant}, episode {trace.episode}, CEM seed {trace.seed}, {trace.outcome}: start, goal, path, reality and imagination",
+            f"{trace.variant}, episode {trace.episode}, CEM seed {trace.seed}, {trace.outcome}: "
+            "start, goal, path, reality and imagination",
         )
 
 

@@ -45,10 +45,12 @@ class AWQSpec:
         that are then rounded to a symmetric one.
       ratios: exponents searched: 0, 1/ratios, ...
       clips: clipping levels searched, ``1 - k / 20`` of the largest magnitude.
-      tokens: the clipping search looks at about this many.
+      tokens: the clipping search looks at about this many, drawn at random.
       rounded: round in the end; False leaves floats for another transform (pairs without a producer are then skipped).
       stale_grids: search in a block that is rounded already, to grids of its kernels as they were before anything was
         scaled or clipped, and round to these grids in the end, as the released code does.
+      strided: the clipping search takes one token in every so many, as the released code does. Of sequences of one
+        length that can be the same position of each.
     """
 
     weight: weights.WeightSpec
@@ -62,6 +64,7 @@ class AWQSpec:
     tokens: int = 512
     rounded: bool = True
     stale_grids: bool = False
+    strided: bool = False
 
     def pairs(self, block: Block) -> tuple[Pair, ...]:
         """The pairs of a block that are scaled."""
@@ -100,6 +103,7 @@ def awq(
     search_grid: weights.GridFn | None = None,
     rounded: bool = True,
     stale_grids: bool = False,
+    strided: bool = False,
 ) -> Transform:
     """Scales, clips and rounds the kernels of every block of the topology.
 
@@ -110,14 +114,14 @@ def awq(
     The released study scales LayerNorm -> fc1 only (``scaled='.*fc1'``), clips queries and keys too
     (``clip_queries_keys=True``), searches with ``released_range_grid`` for weights rounded to ``absmax_grid``
     afterwards, cuts groups from the flattened matrix (``layout='flat'``), compares outputs of the MLP (the topology's
-    ``Pair.part``), and searches in a network whose quantizers are calibrated and on, and stay as they are
-    (``stale_grids=True``; clearly worse).
+    ``Pair.part``), searches in a network whose quantizers are calibrated and on, and stay as they are
+    (``stale_grids=True``; clearly worse), and clips for tokens at regular distances (``strided=True``).
 
     Args:
       bits: 2..15, or None, 16 or 32 for none; may be traced.
       group_size, layout: see ``weights.WeightSpec``.
-      scaled, clip, clip_queries_keys, grid_fn, search_grid, rounded, stale_grids: see ``AWQSpec``; ``search_grid``
-        defaults to ``grid_fn``.
+      scaled, clip, clip_queries_keys, grid_fn, search_grid, rounded, stale_grids, strided: see ``AWQSpec``;
+        ``search_grid`` defaults to ``grid_fn``.
 
     Raises:
       ValueError: ``stale_grids`` without rounding; and from ``check``: no topology, a ``scaled`` that matches no pair,
@@ -139,6 +143,7 @@ def awq(
         grid_fn if search_grid is None else search_grid,
         rounded=rounded,
         stale_grids=stale_grids,
+        strided=strided,
     )
     bits = grid.canonical_bits(bits)
 
@@ -268,7 +273,7 @@ def _search_scale(params, as_run, x, output, inputs, mask, bits, block: Block, p
         changed = paths.nest({f"{name}/kernel": rounded(name) for name in pair.consumers}, params)
         return mean_over(mask, (apply(paths.subtree(as_run(changed), path), seen) - target) ** 2).mean()
 
-    ratios = jnp.arange(spec.ratios) / spec.ratios
+    ratios = jnp.arange(spec.ratios, dtype=jnp.float32) / spec.ratios
     losses = jax.lax.map(loss_of, ratios)
     return scale_of(ratios[jnp.nanargmin(losses)]), losses
 
@@ -278,8 +283,9 @@ def search_clip(kernel: jax.Array, x: jax.Array, mask: jax.Array, bits, spec: AW
     groups_spec = _clip_groups(kernel, spec)
     groups = weights.to_groups(kernel, groups_spec)
     tokens = x.reshape(-1, x.shape[-1])
-    chosen = slice(None, None, max(1, len(tokens) // spec.tokens))
-    tokens, counts = tokens[chosen], mask.reshape(-1)[chosen]
+    counts = mask.reshape(-1)
+    chosen = _chosen_tokens(counts, spec)
+    tokens, counts = tokens[chosen], counts[chosen]
     columns = weights.to_groups(tokens.T, groups_spec)  # (tokens, groups, values of a group)
     absmax = jnp.abs(groups).max(-1)
 
@@ -298,6 +304,15 @@ def search_clip(kernel: jax.Array, x: jax.Array, mask: jax.Array, bits, spec: AW
     levels = (1 - np.arange(spec.clips) / 20).astype(np.float32)
     (_, limit), _ = jax.lax.scan(better, start, levels)
     return limit
+
+
+def _chosen_tokens(counts: jax.Array, spec: AWQSpec) -> slice | jax.Array:
+    """About ``spec.tokens`` places of ``counts`` (n,), 0 where a token does not count."""
+    stride = max(1, len(counts) // spec.tokens)
+    if stride == 1 or spec.strided:
+        return slice(None, None, stride)
+    drawn = np.random.default_rng(0).random(len(counts), np.float32)
+    return jax.lax.top_k(jnp.where(counts > 0, drawn, -1.0), -(-len(counts) // stride))[1]
 
 
 def _clipped(kernel: jax.Array, limit: jax.Array, spec: AWQSpec) -> jax.Array:

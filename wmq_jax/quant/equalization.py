@@ -216,12 +216,31 @@ def _check_description(topology: Topology) -> None:
         if path in paths_seen:
             raise ValueError(f"the topology names block '{path}' twice")
         paths_seen.add(path)
+        _check_pairs(path, block)
         for consumer in (consumer for pair in block.pairs for consumer in pair.consumers):
             if consumer not in block.sites:
                 raise ValueError(
                     f"a pair of block '{path}' has the consumer '{consumer}', which is none of the block's sites: "
                     f"{', '.join(block.sites)}"
                 )
+
+
+def _check_pairs(path: str, block: Block) -> None:
+    """Each channel is divided once, and multiplied back once: otherwise the block would compute something else."""
+    divided, multiplied = set(), set()
+    for pair in block.pairs:
+        if pair.producer is None:
+            continue
+        if (pair.producer, pair.first) in divided:
+            raise ValueError(
+                f"two pairs of block '{path}' have the producer '{pair.producer}'; name all that it feeds as consumers "
+                "of one"
+            )
+        divided.add((pair.producer, pair.first))
+        for consumer in pair.consumers:
+            if consumer in multiplied:
+                raise ValueError(f"two pairs of block '{path}' with a producer have the consumer '{consumer}'")
+            multiplied.add(consumer)
 
 
 def _gain(pair: Pair) -> str:

@@ -15,8 +15,6 @@ from wmq_jax.quant.weights import SCALE_LIMITS
 
 # sigmoid(4) = 0.982: hardly any clipping, and a gradient that is not yet flat.
 INITIAL_FACTOR = 4.0
-# Its sigmoid is 1.
-NO_CLIPPING = 40.0
 
 _RELEASED_ZERO_POINT_LIMIT = 1e4
 

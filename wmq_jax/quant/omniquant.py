@@ -29,7 +29,7 @@ from wmq_jax.quant.equalization import (
     rescale_statistics,
     smoothing_scale,
 )
-from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, NO_CLIPPING, lwc_grid
+from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, lwc_grid
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.quantizer import fake_quant_tokens, per_token_quantizer
 from wmq_jax.quant.taps import thread
@@ -53,7 +53,8 @@ class OmniQuantSpec:
       optimizer: ``init`` and ``update`` as of an optax transformation, over ``{'transform': ..., 'clipping': ...}``.
       scale_limits, include_zero: of weights' scales and of tokens' ranges; see ``omniquant``.
       keep_best: keep what training ended with only if its loss over all samples is below that of what it began with,
-        and of rounding without scales, shifts or clipping. The published training keeps its end.
+        and of rounding to ``untrained_grid``, with the initial scales and without any. The published training keeps
+        its end.
       untrained_grid: of weights without training.
     """
 
@@ -72,7 +73,8 @@ class OmniQuantBlock(NamedTuple):
 
     Attributes:
       params: of the block, quantized.
-      learned: ``{'transform': {consumer: {'scale', 'shift'}}, 'clipping': {site: {'upper', 'lower'}}}``.
+      learned: ``{'transform': {consumer: {'scale', 'shift'}}, 'clipping': {site: {'upper', 'lower'}}}``; clipping is
+        that of training also where rounding without it was kept.
       losses: (steps,), before each step.
       output, target: of the quantized and of the float block: the next block's inputs.
       codes: name of a kernel -> its integers.
@@ -238,23 +240,34 @@ def omniquant_block(
       block, spec: static.
     """
     target = block.apply(params, target_input)
-    losses = jnp.zeros(0)
+    losses, clipped = jnp.zeros(0), True
     if spec.epochs:
         begun = learned
         learned, losses = _train(params, learned, x, target, mask, bits, act_bits, block, spec)
         if spec.keep_best:
-            candidates = [learned, begun, _unchanged(begun)]
-            learned = _best(candidates, params, x, target, mask, bits, act_bits, block, spec)
-    quantized, codes = transformed(params, learned, bits, block, spec, jnp.round)
+            candidates = [(learned, True), (begun, True), (begun, False), (_unchanged(begun), False)]
+            learned, clipped = _best(candidates, params, x, target, mask, bits, act_bits, block, spec)
+    quantized, codes = transformed(params, learned, bits, block, spec, jnp.round, clipped)
     output = _with_quantized_inputs(quantized, x, act_bits, block, spec, jnp.round)
     codes = {name: weights.with_integers(found) for name, found in codes.items()}
     return OmniQuantBlock(quantized, learned, losses, output, target, codes)
 
 
-def block_loss(learned, params, x, target, mask, bits, act_bits, block: Block, spec: OmniQuantSpec) -> jax.Array:
-    """Mean squared error of the quantized block, with straight-through rounding."""
+def block_loss(
+    learned,
+    params,
+    x,
+    target,
+    mask,
+    bits,
+    act_bits,
+    block: Block,
+    spec: OmniQuantSpec,
+    clipped: bool | jax.Array = True,
+) -> jax.Array:
+    """Mean squared error of the quantized block, with straight-through rounding; ``clipped`` as in ``transformed``."""
     rounding = grids.straight_through_round
-    quantized, _ = transformed(params, learned, bits, block, spec, rounding)
+    quantized, _ = transformed(params, learned, bits, block, spec, rounding, clipped)
     output = _with_quantized_inputs(quantized, x, act_bits, block, spec, rounding)
     weight = mask.reshape(mask.shape + (1,) * (output.ndim - mask.ndim))
     values = mask.sum() * (output.size // mask.size)
@@ -262,9 +275,18 @@ def block_loss(learned, params, x, target, mask, bits, act_bits, block: Block, s
 
 
 def transformed(
-    params: PyTree, learned: PyTree, bits, block: Block, spec: OmniQuantSpec, rounding
+    params: PyTree,
+    learned: PyTree,
+    bits,
+    block: Block,
+    spec: OmniQuantSpec,
+    rounding,
+    clipped: bool | jax.Array = True,
 ) -> tuple[PyTree, dict[str, weights.QuantizedKernel]]:
-    """The block re-scaled, shifted, clipped and rounded by what was learned, and its kernels' codes."""
+    """The block re-scaled, shifted, clipped and rounded by what was learned, and its kernels' codes.
+
+    ``clipped``: round to the learned grids; otherwise, and without training, to ``spec.untrained_grid``. May be traced.
+    """
     for pair in foldable(block):
         moved = learned[TRANSFORM][pair.consumers[0]]
         params = rescale(params, pair, moved["scale"], moved.get("shift"))
@@ -275,7 +297,10 @@ def transformed(
         def grid_fn(groups, bits):
             if not spec.epochs:
                 return spec.untrained_grid(groups, bits)
-            return lwc_grid(groups, bits, factors["upper"], factors["lower"], scale_limits=spec.scale_limits)
+            grid = lwc_grid(groups, bits, factors["upper"], factors["lower"], scale_limits=spec.scale_limits)
+            if clipped is True:
+                return grid
+            return jax.tree.map(functools.partial(jnp.where, clipped), grid, spec.untrained_grid(groups, bits))
 
         kernel = paths.subtree(params, name)
         codes[name] = weights.encode_kernel(kernel, bits, spec.weight, grid_fn, rounding)
@@ -307,23 +332,28 @@ def _train(params, learned, x, target, mask, bits, act_bits, block: Block, spec:
     return _positive(learned), losses
 
 
-def _best(candidates: list[PyTree], params, x, target, mask, bits, act_bits, block: Block, spec: OmniQuantSpec):
-    """The candidate of the lowest loss over all samples; one whose loss is no number never is."""
+def _best(
+    candidates: list[tuple[PyTree, bool]], params, x, target, mask, bits, act_bits, block: Block, spec: OmniQuantSpec
+) -> tuple[PyTree, jax.Array]:
+    """The (learned, clipped) of the lowest loss over all samples; one whose loss is no number never is."""
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *candidates)
-    losses = jax.lax.map(
-        lambda learned: block_loss(learned, params, x, target, mask, bits, act_bits, block, spec), stacked
-    )
+
+    def loss(candidate: tuple[PyTree, jax.Array]) -> jax.Array:
+        learned, clipped = candidate
+        return block_loss(learned, params, x, target, mask, bits, act_bits, block, spec, clipped)
+
+    losses = jax.lax.map(loss, stacked)
     best = jnp.nanargmin(losses)
     return jax.tree.map(lambda leaf: leaf[best], stacked)
 
 
 def _unchanged(learned: PyTree) -> PyTree:
-    """What leaves the block as it is but for rounding: scales of 1, shifts of 0, and ranges that clip nothing."""
+    """With scales of 1 and shifts of 0, which leave the block as it is."""
     transform = {
         name: {field: jnp.full_like(value, field == "scale") for field, value in moved.items()}
         for name, moved in learned[TRANSFORM].items()
     }
-    return {TRANSFORM: transform, CLIPPING: jax.tree.map(lambda x: jnp.full_like(x, NO_CLIPPING), learned[CLIPPING])}
+    return {**learned, TRANSFORM: transform}
 
 
 def _positive(learned: PyTree) -> PyTree:

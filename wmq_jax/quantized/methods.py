@@ -143,6 +143,7 @@ def _awq(spec: ModuleSpec, rules: Sequence[str], settings: MethodSettings) -> qu
         grid_fn=quant.released_absmax_grid if released else quant.absmax_grid,
         search_grid=quant.released_range_grid if released else None,
         stale_grids=released,
+        strided=released,
     )
 
 
