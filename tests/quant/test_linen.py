@@ -564,3 +564,74 @@ def test_a_block_may_have_a_module_called_block():
     statistics = quant.calibrate(linen.observe(model, blocks=["stage"]), {"params": params}, [(x,), (x,)])
     assert list(quant.site_statistics(statistics)) == ["stage/block"]
     assert list(quant.block_statistics(statistics)) == ["stage"]
+
+
+class Reused(nn.Module):
+    """One layer, outside of a scan and inside."""
+
+    @nn.compact
+    def __call__(self, x):
+        dense = nn.Dense(4, name="dense")
+        step = lambda module, carry, _: (dense(carry), None)
+        scan = nn.scan(step, variable_broadcast="params", split_rngs={"params": False}, length=4)
+        return scan(self, dense(x * 100) / 100, None)[0]
+
+
+def test_a_layer_inside_a_scan_that_hides_it_and_outside_is_one_or_refused():
+    model, x = Reused(), jnp.ones((2, 4))
+    params = model.init(jax.random.key(0), x)["params"]
+    sentence = "site 'dense' is called inside a transform that hides 'stats' from it, and outside of it; quant.observe"
+    with pytest.raises(ValueError, match=sentence):
+        quant.calibrate(linen.observe(model), {"params": params}, [(x,)])
+    function = linen.ModuleApply(model)
+    statistics = quant.calibrate(quant.observe(function), {"params": params}, [(x,)])
+    seen = quant.site_statistics(statistics)["dense"]
+    assert seen.count == 5 and seen.maximum == 100, "one call outside and four inside"
+    variables = quant.quantize(quant.static_activations(15), params, statistics)
+    got = quant.quantized_apply(function)(variables, x)
+    np.testing.assert_allclose(got, model.apply({"params": params}, x), atol=0.05)
+
+
+class Mapped(nn.Module):
+    """A layer under a bare transform of JAX."""
+
+    def setup(self):
+        self.dense = nn.Dense(4)
+
+    def __call__(self, x):
+        return jax.vmap(self.dense)(x)
+
+
+def test_a_layer_under_a_bare_transform_is_seen_as_a_tap():
+    model, x = Mapped(), jax.random.normal(jax.random.key(0), (3, 5, 4))
+    params = model.init(jax.random.key(0), x[0])["params"]
+    statistics = quant.calibrate(linen.observe(model), {"params": params}, [(x,)])
+    seen = quant.site_statistics(statistics)["dense"]
+    assert (seen.minimum, seen.maximum, seen.count) == (x.min(), x.max(), 1)
+    variables = quant.quantize(quant.static_activations(4), params, statistics)
+    rounded = quant.fake_quant(x, quant.static_quantizer(x.min(), x.max(), 4))
+    np.testing.assert_allclose(
+        linen.quantized_apply(model)(variables, x), model.apply({"params": params}, rounded), rtol=1e-5
+    )
+
+
+def test_steps_of_time_may_share_a_statistic():
+    """And then a recurrent model's ranges are of sequences of any length."""
+    model, x = nn.RNN(nn.GRUCell(4)), jax.random.normal(jax.random.key(0), (2, 6, 3))
+    params = model.init(jax.random.key(0), x)["params"]
+    statistics = quant.calibrate(linen.observe(model, shared=[".*"]), {"params": params}, [(x,)])
+    assert all(not seen.count.shape for seen in quant.site_statistics(statistics).values())
+    variables = quant.quantize(quant.static_activations(8), params, statistics)
+    apply = linen.quantized_apply(model)
+    np.testing.assert_allclose(apply(variables, x[:, :3]), apply(variables, x)[:, :3], rtol=1e-6)
+
+
+def test_an_error_of_the_model_stays_its_own():
+    class Wrong(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return nn.Dense(x.shape[2])(x)
+
+    params = {"Dense_0": {"kernel": jnp.ones((3, 3)), "bias": jnp.zeros(3)}}
+    with pytest.raises(IndexError, match="tuple index out of range"):
+        linen.quantized_apply(Wrong())(quant.quantize(quant.dynamic_activations(8), params), jnp.ones((2, 3)))

@@ -32,6 +32,10 @@ PLACES = {
     "loop": lambda mark, x: jax.lax.fori_loop(0, 3, lambda i, c: mark(c) * (i + 0.5), x),
     "while": lambda mark, x: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, 0.9 * mark(c[1])), (0, x))[1],
     "cond": lambda mark, x: jax.lax.cond(x.sum() > -1e9, lambda x: 2 * mark(x), lambda x: x, x),
+    "while under vmap": lambda mark, x: jax.vmap(
+        lambda row: jax.lax.while_loop(lambda c: c[0] < 4, lambda c: (c[0] + 1, 0.9 * mark(c[1])), (row.argmax(), row))[1]
+    )(x),
+    "scan and outside of it": lambda mark, x: jax.lax.scan(lambda c, row: (mark(c) * row, c.sum()), mark(x), x[:3]),
     "vmap": lambda mark, x: jax.vmap(lambda x: mark(x) * 3)(x),
 }
 every_place = pytest.mark.parametrize("function", PLACES.values(), ids=PLACES)
@@ -155,6 +159,44 @@ def test_layers_in_a_scan_have_statistics_and_bits_of_their_own(params, x):
     assert apply._cache_size() == before
 
 
+def test_iterations_that_share_have_one_statistic_and_one_quantizer(x):
+    """Elements of a batch that `lax.map` goes through: none may have a range of its own."""
+    rows = x * jnp.array([[0.1], [1], [10], [100]])
+    function = lambda params, rows: jax.lax.map(lambda row: tap(row, "fc") @ params["fc"]["kernel"], rows)
+    params = {"fc": {"kernel": jnp.eye(3)}}
+    batches = [(rows,), (-rows,)]
+    seen = quant.site_statistics(quant.calibrate(quant.observe(function, shared=["f."]), {"params": params}, batches))
+    assert seen["fc"].count == 8 and seen["fc"].maximum == jnp.abs(rows).max() == -seen["fc"].minimum
+    own = quant.site_statistics(quant.calibrate(quant.observe(function, shared=["f"]), {"params": params}, batches))
+    np.testing.assert_array_equal(own["fc"].maximum, jnp.abs(rows).max(1))
+    variables = quant.quantize(quant.static_activations(4), params, {"fc": {"input": seen["fc"]}})
+    apply = jax.jit(quant.quantized_apply(function))
+    np.testing.assert_array_equal(apply(variables, rows[::-1]), apply(variables, rows)[::-1])
+    np.testing.assert_array_equal(apply(variables, rows[:2]), apply(variables, rows)[:2])
+
+
+def test_quantizers_of_parts_that_are_not_called_wait(x):
+    params = {name: {"kernel": jnp.eye(3)} for name in ("encode", "decode")}
+    variables = quant.quantize(quant.dynamic_activations(4), params)
+    encode = quant.quantized_apply(lambda params, x: tap(x, "encode") @ params["encode"]["kernel"])
+    expected = quant.fake_quant(x, quant.per_token_quantizer(4))
+    np.testing.assert_array_equal(encode(variables, x), expected)
+    del variables["params"]["decode"]
+    with pytest.raises(ValueError, match="the function has no tap 'decode'; its taps are encode"):
+        encode(variables, x)
+
+
+def test_layers_that_share_a_kernel_are_all_quantized(x):
+    """Parameters name one of them; calibration sees both."""
+    function = lambda params, x: (
+        tap(jnp.tanh(tap(x, "emb") @ params["emb"]["kernel"]), "head") @ params["emb"]["kernel"].T
+    )
+    params = {"emb": {"kernel": jnp.eye(3)}}
+    statistics = quant.calibrate(quant.observe(function), {"params": params}, [(x,)])
+    sites = lambda *given: sorted(quant.quantize(quant.dynamic_activations(4), params, *given)["quant"])
+    assert sites(statistics) == ["emb", "head"] and sites() == ["emb"]
+
+
 def test_a_token_stays_a_token_under_vmap(x):
     """Whatever axis is mapped, the last axis of what a site sees is its channels."""
     variables = {"params": None, "quant": {"site": {"input": quant.per_token_quantizer(3)}}}
@@ -182,7 +224,7 @@ def test_what_is_wrong_is_named(params, x):
     with pytest.raises(ValueError, match="the function has no tap 'lost'; its taps are layers, last"):
         apply({"params": params, "quant": {"lost": {"input": quantizer}}}, x)
     stacked = quant.static_quantizer(jnp.zeros(2), jnp.ones(2), 4)
-    with pytest.raises(ValueError, match=r"site 'last' has quantizers of shape \(2,\), but is no tap in a scan"):
+    with pytest.raises(ValueError, match=r"site 'last' has quantizers of shape \(2,\), but is in no scan of that length"):
         apply({"params": params, "quant": {"last": {"input": stacked}}}, x)
     with pytest.raises(TypeError, match="takes a string as name, not 3"):
         tap(x, 3)

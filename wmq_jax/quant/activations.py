@@ -123,12 +123,16 @@ def dynamic_activations(
       bits, include_zero: see ``ActivationSpec``. An int32 array of bits makes a stack of
         quantizers, one for each scanned layer.
       rules: as in ``static_activations``.
-      sites: the names to choose from; default: the owner of every parameter called 'kernel'.
+      sites: the names to choose from; default: the owner of every parameter called 'kernel', and where there are
+        statistics, what calibration saw. Of two layers that share one kernel, parameters name one.
     """
     default, asked = ActivationSpec(bits, include_zero), _site_names(sites)
 
     def chosen(state: State) -> dict[str, ActivationSpec]:
-        names = kernel_sites(state.params) if asked is None else asked
+        names = asked
+        if names is None:
+            seen = {} if state.statistics is None else calibration.site_statistics(state.statistics)
+            names = list(dict.fromkeys([*kernel_sites(state.params), *seen]))
         if not names:
             raise ValueError("no parameter is called 'kernel', whose owners are the sites; name them: sites=[...]")
         matched = match_rules(rules, names, default)

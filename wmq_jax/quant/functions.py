@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from wmq_jax.quant import calibration, paths
+from wmq_jax.quant.activations import kernel_sites
 from wmq_jax.quant.grid import Rounding
 from wmq_jax.quant.observers import Observer, default_observers
 from wmq_jax.quant.quantizer import Quantizer, fake_quant_at
@@ -26,25 +27,23 @@ PyTree = Any
 def quantized_apply(function: Callable[..., PyTree], rounding: Rounding = jnp.round) -> Callable[..., PyTree]:
     """``apply(variables, *args, **kwargs)``: ``function`` with the quantizers of ``variables['quant']`` at its taps.
 
+    A function may be a part of a model: quantizers of kernels among the parameters that it does not come by wait.
+
     Args:
       function: ``(params, *args, **kwargs) -> anything``, pure.
       rounding: ``straight_through_round`` where gradients are wanted.
 
     Raises (``apply``):
-      ValueError: a quantizer's site is no tap of the function, or has other quantizers than iterations of its scan; it
-        is named. Or ``variables`` have no 'params'.
+      ValueError: a quantizer's site is neither a tap of the function nor the owner of a kernel, or has other quantizers
+        than iterations of its scan; it is named. Or ``variables`` have no 'params'.
     """
 
     def quantize(name: str, quantizer: Quantizer | None, x):
         if quantizer is None:
             return x, None
-        if quantizer.mode.ndim:
-            raise ValueError(
-                f"site '{name}' has quantizers of shape {quantizer.mode.shape}, but is no tap in a scan of that length"
-            )
         return fake_quant_at(name, x, quantizer, rounding), quantizer
 
-    run = thread(function, quantize)
+    run = thread(function, quantize, waits=lambda name, params, *_: name in kernel_sites(params))
 
     def apply(variables, *args, **kwargs):
         named = paths.named_leaves(variables.get("quant", {}), is_leaf=lambda node: isinstance(node, Quantizer))
@@ -59,6 +58,7 @@ def observe(
     observer: Observer | None = None,
     blocks: Iterable[str] = (),
     block_observer: Observer | None = None,
+    shared: Iterable[str] = (),
 ) -> Callable[..., PyTree]:
     """An ``observe`` function for ``calibrate``: one call of ``function`` on one batch.
 
@@ -68,6 +68,9 @@ def observe(
         the re-scalings of methods that look at blocks).
       blocks: taps whose values, inputs of blocks, are sampled whole; they are no sites.
       block_observer: how (default: ``sequences(32)``).
+      shared: regular expressions over names of taps (whole ones) that have one statistic for all iterations of a scan
+        or ``lax.map`` around them, and so one quantizer: steps of time, elements of a batch. Others have one each, as
+        stacked layers need.
 
     Raises (when called):
       ValueError: the function has no taps, or not those of ``blocks``; or the variables have no 'params'.
@@ -79,7 +82,7 @@ def observe(
         chosen = block_observer if name in blocks else observer
         return x, calibration.updated(chosen, seen, x, name)
 
-    run = thread(function, record)
+    run = thread(function, record, shared)
 
     def update(variables, statistics, *batch):
         seen = {} if statistics is None else statistics

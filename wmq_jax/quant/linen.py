@@ -25,6 +25,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import tracers
 from flax.core.scope import DenyList, union_filters
 
 from wmq_jax.quant import calibration, functions, paths
@@ -124,7 +125,9 @@ def quantized_apply(model: nn.Module, rounding: Rounding = jnp.round) -> Callabl
         try:
             out = run(variables, *args, **kwargs)
         except IndexError as error:
-            # Flax's, which takes a slice of every variable that a lifted transform carries along an axis.
+            # Flax's, which takes a slice of every variable that a lifted transform carries along an axis; or the
+            # model's own, which it has without quantizers too.
+            _apply_anew(model, {name: part for name, part in variables.items() if name != QUANT}, *args, **kwargs)
             scalars = [name for name, quantizer in quantizers.items() if not jnp.ndim(quantizer.mode)]
             if not scalars:
                 raise
@@ -149,6 +152,7 @@ def observe(
     observer: Observer | None = None,
     blocks: Iterable[str] = (),
     block_observer: Observer | None = None,
+    shared: Iterable[str] = (),
 ) -> Callable[..., Any]:
     """An ``observe`` function for ``calibrate``: one call of ``model`` on one batch.
 
@@ -160,10 +164,12 @@ def observe(
         the re-scalings of methods that look at blocks).
       blocks: paths of the modules whose inputs are sampled whole.
       block_observer: how (default: ``sequences(32)``).
+      shared: regular expressions over sites (whole names) in a scan that hides the collections from them: they have one
+        statistic for all its iterations, such as steps of time, and so one quantizer.
 
     Raises (the result):
-      ValueError: the model calls nothing that can be observed or none of the ``blocks`` at a path, or the variables
-        have no 'params'.
+      ValueError: the model calls nothing that can be observed or none of the ``blocks`` at a path, a site is called in
+        a scan that hides the collections and outside of it, or the variables have no 'params'.
     """
     blocks = tuple(blocks)
     observer, block_observer = default_observers(observer, block_observer, blocks)
@@ -192,8 +198,11 @@ def observe(
             return updated
         # As in quantized_apply, what the first run computed is dropped.
         named = paths.named_leaves({} if statistics is None else statistics, is_leaf=is_statistic)
-        states = {name: named[name] for name in hidden if name in named}
-        updated, states = thread(run, record)(states, variables, *batch)
+        states = {name: named.pop(name) for name in hidden if name in named}
+        variables = {**variables, STATS: paths.nest(named)}
+        of_site = [f"{pattern}/{INPUT}" for pattern in shared]
+        updated, states = thread(run, record, of_site)(states, variables, *batch)
+        _check_apart(updated, states)
         return paths.nest(states, updated)
 
     return update
@@ -213,6 +222,17 @@ def _apply_anew(model: nn.Module, variables: Any, *args: Any, mutable: Any = Fal
         return model.apply(variables, *args, mutable=DenyList(unused), **kwargs)
     out, changed = model.apply(variables, *args, mutable=union_filters(mutable, unused), **kwargs)
     return out if mutable is False else (out, changed)
+
+
+def _check_apart(updated: Any, states: Iterable[str]) -> None:
+    """Checks that no statistic is gathered both in the collection and at a tap: one would replace the other."""
+    gathered = paths.named_leaves(updated, is_leaf=is_statistic)
+    for name in states:
+        if name in gathered:
+            raise ValueError(
+                f"site '{name.rpartition('/')[0]}' is called inside a transform that hides 'stats' from it, and "
+                "outside of it; quant.observe(linen.ModuleApply(model)) sees both as one"
+            )
 
 
 def _check_seen(updated: Any, hidden: set[str], blocks: Iterable[str]) -> None:
@@ -252,11 +272,16 @@ def _name(module: nn.Module) -> str:
 
 def _update(module: nn.Module, name: str, observer: Observer, x: Any, hidden: Hidden | None) -> Any:
     """Shows ``x`` to the statistic ``name`` of ``module``, or to ``hidden`` where there can be none; ``x`` goes on."""
-    if not module.is_mutable_collection(STATS):
+    if not (module.is_mutable_collection(STATS) and _is_reached(module)):
         return x if hidden is None else hidden(paths.join(_name(module), name), x)
     seen = module.get_variable(STATS, name) if module.has_variable(STATS, name) else None
     module.put_variable(STATS, name, calibration.updated(observer, seen, x, _name(module)))
     return x
+
+
+def _is_reached(module: nn.Module) -> bool:
+    """Whether variables can be written here: not within a transform of JAX's own, of which Flax knows nothing."""
+    return module.scope.root.trace_level == tracers.current_trace()
 
 
 def _quantizers(variables: Any) -> dict[str, Quantizer]:

@@ -103,7 +103,12 @@ def fake_quant_at(site: str, x: jax.Array, quantizer: Quantizer, rounding: grids
 
     Raises:
       TypeError: as ``fake_quant``, naming the site.
+      ValueError: there are several quantizers, of layers of a scan, and this is none.
     """
+    if jnp.ndim(quantizer.mode):
+        raise ValueError(
+            f"site '{site}' has quantizers of shape {jnp.shape(quantizer.mode)}, but is in no scan of that length"
+        )
     try:
         return fake_quant(x, quantizer, rounding)
     except TypeError as error:

@@ -8,8 +8,9 @@ Every way to state a site (a tap in a hand-written function, a Linen or an NNX m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -45,8 +46,12 @@ def tap(x: jax.Array, name: str) -> jax.Array:
     Args:
       x: (..., C) floating-point array, C what the weight contracts.
       name: of the site ('block_0/fc1'); if a transform is to find the weight beside it, the path of what owns its
-        parameter 'kernel'. A name that is used twice is one site. In a scan (and a loop whose length is known), each
-        iteration has a statistic and a quantizer of its own.
+        parameter 'kernel'. A name that is used twice is one site. In a scan (and a loop whose length is known, and
+        ``lax.map``), each iteration has a statistic and a quantizer of its own, as stacked layers need; ``shared``
+        of ``observe`` says which have one for all, as steps of time and the elements of a batch do. A name that is
+        used in a scan and outside of it is shared.
+
+    Under ``vmap`` a branch becomes a choice between results: both see all inputs, and so do statistics.
 
     Raises:
       TypeError: ``name`` is no string.
@@ -74,16 +79,29 @@ def with_channels(function: Callable[[jax.Array], jax.Array], axis: int | Sequen
     return apply
 
 
-def thread(function: Callable[..., PyTree], handler: Handler) -> Callable[..., tuple[PyTree, dict[str, PyTree]]]:
+def thread(
+    function: Callable[..., PyTree],
+    handler: Handler,
+    shared: Iterable[str] = (),
+    waits: Callable[..., bool] = lambda name, *args: False,
+) -> Callable[..., tuple[PyTree, dict[str, PyTree]]]:
     """``function`` with ``handler`` at its taps: ``run(states, *args, **kwargs) -> (result, new states)``.
 
-    States are name -> pytree. Sites in a scan have them with a leading axis of its length; one that is a scalar is
-    shared by all iterations. Zeros must stand for "nothing yet", as in statistics. Arrays among the arguments are
-    traced; everything else is left as it is. Inner jits that hold taps are inlined: jit the whole.
+    States are name -> pytree. Sites in a scan have them with a leading axis of its length, but for those that all
+    iterations share: sites of the ``shared`` patterns, those that are met outside of that scan too, and those whose
+    state is of scalars. Zeros must stand for "nothing yet", as in statistics. Arrays among the arguments are traced;
+    everything else is left as it is. Inner jits that hold taps are inlined: jit the whole.
+
+    Args:
+      function, handler: see above.
+      shared: regular expressions, which match whole names.
+      waits: ``(name, *args)``, whether the state of a name that is no tap here may be given.
 
     Raises (``run``):
-      ValueError: a state's name is no tap of the function, or a tap lies where it cannot be reached; it is named.
+      ValueError: a state's name is no tap of the function and does not wait, or a tap lies where it cannot be reached;
+        it is named.
     """
+    patterns = [re.compile(pattern) for pattern in shared]
 
     def run(states: Mapping[str, PyTree], *args, **kwargs):
         leaves, tree = jax.tree.flatten((args, kwargs))
@@ -98,16 +116,30 @@ def thread(function: Callable[..., PyTree], handler: Handler) -> Callable[..., t
         arrays = [leaf for leaf, is_array in zip(leaves, traced) if is_array]
         program, shapes = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
         names = _names(program)
-        unknown = [name for name in states if name not in names]
+        unknown = [name for name in states if name not in names and not waits(name, *args)]
         if unknown:
             raise ValueError(f"the function has no tap '{unknown[0]}'; its taps are {', '.join(names) or 'none'}")
-        result, states = _runner(program, handler)(dict(states), *arrays)
+        common = {name for name, places in names.items() if len(places) > 1 or any(p.fullmatch(name) for p in patterns)}
+        common |= {name for name, state in states.items() if _is_scalar(state)}
+        result, states = _runner(program, _Handling(handler, frozenset(common)))(dict(states), *arrays)
         return jax.tree.unflatten(jax.tree.structure(shapes), result), states
 
     return run
 
 
-def _runner(program, handler: Handler) -> Callable[..., tuple[list, dict[str, PyTree]]]:
+class _Handling(NamedTuple):
+    """What is done at taps, and the names of those whose state all iterations of a scan share."""
+
+    handler: Handler
+    shared: frozenset[str]
+
+
+def _is_scalar(state: PyTree) -> bool:
+    leaves = jax.tree.leaves(state)
+    return bool(leaves) and not any(map(jnp.ndim, leaves))
+
+
+def _runner(program, handling: _Handling) -> Callable[..., tuple[list, dict[str, PyTree]]]:
     """``(states, *inputs) -> (outputs, new states)`` of a program."""
     # Programs of checkpoint are open in some versions of jax: they have no constants.
     jaxpr, consts = getattr(program, "jaxpr", program), getattr(program, "consts", ())
@@ -117,18 +149,18 @@ def _runner(program, handler: Handler) -> Callable[..., tuple[list, dict[str, Py
         values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*consts, *inputs), strict=True))
         read = lambda atom: atom.val if isinstance(atom, core.Literal) else values[atom]
         for equation in jaxpr.eqns:
-            out = _equation(equation, [read(atom) for atom in equation.invars], states, handler)
+            out = _equation(equation, [read(atom) for atom in equation.invars], states, handling)
             values.update(zip(equation.outvars, out, strict=True))
         return [read(atom) for atom in jaxpr.outvars], states
 
     return run
 
 
-def _equation(equation, inputs: list, states: dict[str, PyTree], handler: Handler) -> list:
+def _equation(equation, inputs: list, states: dict[str, PyTree], handling: _Handling) -> list:
     """The outputs of one equation; ``states`` is updated."""
     if equation.primitive is _tap:
         name = equation.params["name"]
-        out, states[name] = handler(name, states.get(name), *inputs)
+        out, states[name] = handling.handler(name, states.get(name), *inputs)
         return [out]
     names = [name for program in _inner(equation) for name in _names(program)]
     if not names:
@@ -141,62 +173,82 @@ def _equation(equation, inputs: list, states: dict[str, PyTree], handler: Handle
             f"tap '{names[0]}' lies inside a {equation.primitive.name}, where it cannot be reached; it may lie in jit, "
             f"scan, while_loop, cond, switch and checkpoint"
         )
-    out, changed = rule(equation.params, inputs, {name: states.get(name) for name in names}, handler)
+    out, changed = rule(equation.params, inputs, {name: states.get(name) for name in names}, handling)
     states.update(changed)
     return out
 
 
-def _jit(params, inputs, states, handler):
-    return _runner(params["jaxpr"], handler)(states, *inputs)
+def _jit(params, inputs, states, handling):
+    return _runner(params["jaxpr"], handling)(states, *inputs)
 
 
-def _checkpoint(params, inputs, states, handler):
-    run = _runner(params["jaxpr"], handler)
+def _checkpoint(params, inputs, states, handling):
+    run = _runner(params["jaxpr"], handling)
     return jax.checkpoint(run, prevent_cse=params["prevent_cse"], policy=params["policy"])(states, *inputs)
 
 
-def _scan(params, inputs, states, handler):
-    run = _runner(params["jaxpr"], handler)
+def _scan(params, inputs, states, handling):
+    run = _runner(params["jaxpr"], handling)
     # jax 0.12 keeps the numbers of constants and carries as a tree.
     parts = params["ft_in"].unpack() if "ft_in" in params else None
     first, carries = map(len, parts[:2]) if parts else (params["num_consts"], params["num_carry"])
     last = first + carries
 
     def step(carry, one):
-        xs, states = one
-        out, states = run(states, *inputs[:first], *carry, *xs)
-        return out[:carries], (out[carries:], states)
+        (carry, common), (xs, own) = carry, one
+        out, states = run(common | own, *inputs[:first], *carry, *xs)
+        common, own = _split(states, handling.shared)
+        return (out[:carries], common), (out[carries:], own)
 
     length = params["length"]
-    for name, state in states.items():
-        found = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(state) if jnp.ndim(leaf)} - {length}
+    common, own = _split(states, handling.shared)
+    for name, state in own.items():
+        found = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(state)} - {length}
         if found:
             raise ValueError(f"tap '{name}' lies in a scan of {length} iterations, but its state is of {min(found)}")
-    states = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (length,)) if jnp.ndim(leaf) == 0 else leaf, states)
+    if common:  # carried, so there must be one before the first iteration
+        element = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf))
+        xs, one = jax.tree.map(element, (inputs[last:], own))
+        filled = _filled(states | one, run, [*inputs[:last], *xs])
+        common = {name: filled[name] for name in common}
     settings = {name: params[name] for name in ("length", "reverse", "unroll")}
-    carry, (ys, states) = jax.lax.scan(step, inputs[first:last], (inputs[last:], states), **settings)
-    return [*carry, *ys], states
+    carry = (inputs[first:last], common)
+    (carry, common), (ys, own) = jax.lax.scan(step, carry, (inputs[last:], own), **settings)
+    return [*carry, *ys], common | own
 
 
-def _while(params, inputs, states, handler):
+def _split(states: dict[str, PyTree], names: frozenset[str]) -> tuple[dict[str, PyTree], dict[str, PyTree]]:
+    """Those of these names, and the others."""
+    chosen = {name: state for name, state in states.items() if name in names}
+    return chosen, {name: state for name, state in states.items() if name not in names}
+
+
+def _while(params, inputs, states, handling):
     condition, body = params["cond_jaxpr"], params["body_jaxpr"]
-    hidden = _names(condition)
+    hidden = list(_names(condition))
     if hidden:
         raise ValueError(f"tap '{hidden[0]}' lies in the condition of a while loop, where it cannot be reached")
     first, last = params["cond_nconsts"], params["cond_nconsts"] + params["body_nconsts"]
-    test = _runner(condition, handler)
-    run = _runner(body, handler)
+    test = _runner(condition, handling)
+    run = _runner(body, handling)
     states = _filled(states, run, inputs[first:])
-    return jax.lax.while_loop(
-        lambda carry: test({}, *inputs[:first], *carry[0])[0][0],
-        lambda carry: run(carry[1], *inputs[first:last], *carry[0]),
-        (inputs[last:], states),
-    )
+    goes_on = lambda values: test({}, *inputs[:first], *values)[0][0]
+
+    def step(carry):
+        values, states = carry
+        after, states = run(states, *inputs[first:last], *values)
+        goes = goes_on(values)
+        if goes.ndim:  # under vmap: elements that have ended wait for the others
+            keep = lambda new, old: jnp.where(jnp.expand_dims(goes, range(goes.ndim, new.ndim)), new, old)
+            after = list(map(keep, after, values))
+        return after, states
+
+    return jax.lax.while_loop(lambda carry: jnp.any(goes_on(carry[0])), step, (inputs[last:], states))
 
 
-def _cond(params, inputs, states, handler):
+def _cond(params, inputs, states, handling):
     index, *operands = inputs
-    branches = [_runner(branch, handler) for branch in params["branches"]]
+    branches = [_runner(branch, handling) for branch in params["branches"]]
     for branch in branches:
         states = _filled(states, branch, operands)
     return jax.lax.switch(jnp.asarray(index, jnp.int32), branches, states, *operands)
@@ -220,15 +272,17 @@ def _filled(states, run, inputs):
     return {name: zeros(after[name]) if state is None else state for name, state in states.items()}
 
 
-def _names(program) -> list[str]:
-    """Names of the taps of a program, in the order in which they come."""
+def _names(program, place: tuple[int, ...] = ()) -> dict[str, set[tuple[int, ...]]]:
+    """Names of the taps of a program, in the order in which they come -> lengths of the scans around each place."""
     names = {}
     for equation in getattr(program, "jaxpr", program).eqns:
         if equation.primitive is _tap:
-            names[equation.params["name"]] = None
+            names.setdefault(equation.params["name"], set()).add(place)
+        inside = (*place, equation.params["length"]) if equation.primitive.name == "scan" else place
         for inner in _inner(equation):
-            names |= dict.fromkeys(_names(inner))
-    return list(names)
+            for name, places in _names(inner, inside).items():
+                names.setdefault(name, set()).update(places)
+    return names
 
 
 def _inner(equation) -> Iterator[Any]:
