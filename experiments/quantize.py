@@ -39,7 +39,7 @@ def main(config: dict[str, Any]) -> None:
 
             job = sweeps.prepare_quantization(config, _STATISTICS.value)
             usual = sweeps.default_workdir(job.sweep.settings.name, job.spec)
-            workdir = io.make_workdir(usual if _WORKDIR.value is None else _WORKDIR.value)
+            workdir = io.make_workdir(cli.named_folder("workdir", _WORKDIR.value, usual))
             stack.enter_context(io.locked(workdir))
             sweeps.open_workdir(job, workdir)
         print(sweeps.describe_quantization(job), flush=True)

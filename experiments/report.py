@@ -17,8 +17,9 @@ def main() -> None:
     """Reads, writes, prints."""
     with cli.one_sentence_errors():
         load_results(_RESULTS.value)
-    # What fails from here on is not the user's doing and keeps its traceback.
-    summary = write_report(_RESULTS.value)
+    # What else fails from here on is not the user's doing and keeps its traceback.
+    with cli.one_sentence_errors(OSError):
+        summary = write_report(_RESULTS.value)
     print(summary.table)
     if summary.headline != summary.table:  # it is, without a finished cell
         print(f"\n{summary.headline}")

@@ -42,7 +42,7 @@ def main(config: dict[str, Any]) -> None:
 
                 process, processes = jax.process_index(), jax.process_count()
             sweep = sweeps.prepare(sweeps.check_settings(config), config, process, processes)
-            workdir = _WORKDIR.value or f"results/{sweep.settings.name}"
+            workdir = cli.named_folder("workdir", _WORKDIR.value, f"results/{sweep.settings.name}")
             # First, so that the folder's config is that of the run which has it.
             stack.enter_context(sweeps.ResultsFolder(workdir, process).locked())
             folder = sweeps.open_folder(sweep, workdir)
@@ -50,11 +50,11 @@ def main(config: dict[str, Any]) -> None:
         if not sweeps.run_sweep(sweep, folder):
             print(f"this process's share is done; other processes are still at work in {folder.path}")
             return
-    from wmq_jax import analysis
+        from wmq_jax import analysis
 
-    with cli.one_sentence_errors():
-        analysis.write_report(folder.path)
-        print(analysis.format_table(analysis.load_results(folder.path)))
+        with cli.one_sentence_errors(OSError):
+            summary = analysis.write_report(folder.path)
+    print(summary.table)
     print(f"results in {folder.path}; open {folder.path / 'report.html'}")
 
 

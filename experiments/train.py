@@ -39,7 +39,8 @@ def main(config: dict[str, Any]) -> None:
 
             config, given = training.take_given(config, cli.overridden())
             settings = training.check_settings(config)
-            folder = _WORKDIR.value or f"results/{settings.name}-seed{settings.seed}"
+            usual = f"results/{settings.name}-seed{settings.seed}"
+            folder = cli.named_folder("workdir", _WORKDIR.value, usual)
             # Locked first, so that the folder's config is that of the run which has it.
             stack.enter_context(io.locked(io.make_workdir(folder)))
             made_with = {**provenance.record(1), "cores": available_cores()}

@@ -33,16 +33,29 @@ def fail(error: Exception | str) -> None:
 
 
 @contextlib.contextmanager
-def one_sentence_errors() -> Iterator[None]:
+def one_sentence_errors(kinds: type[Exception] | tuple[type[Exception], ...] = _USER_ERRORS) -> Iterator[None]:
     """Reports what the user got wrong without a traceback.
 
     Only preparation belongs inside: checks that raise ValueError or OSError on purpose. Errors of the computation
-    keep their traceback.
+    keep their traceback. Where files are written of what is computed, ``kinds`` is OSError alone.
     """
     try:
         yield
-    except _USER_ERRORS as error:
+    except kinds as error:
         fail(error)
+
+
+def named_folder(flag: str, given: str | None, usual: str) -> str:
+    """The folder of a flag, or the usual one where there is no such flag.
+
+    Raises:
+      ValueError: the flag is there and empty, as a shell variable that is not set makes it.
+    """
+    if given is None:
+        return usual
+    if not given.strip():
+        raise ValueError(f"--{flag} is empty; name a folder, or leave it out for {usual}")
+    return given
 
 
 def load_config(where: str) -> ml_collections.ConfigDict:
@@ -135,7 +148,8 @@ def _check_overrides(config: ml_collections.ConfigDict, argv: Sequence[str]) -> 
     """Raises ValueError for the first ``--config.path`` that names no field, or gives it another kind of value."""
     for number, word in enumerate(argv):
         name = word.lstrip("-").partition("=")[0]
-        if not word.startswith("-") or not name.startswith("config."):
+        negated = name.startswith("noconfig.")  # how absl writes a boolean that is off
+        if not word.startswith("-") or not (negated or name.startswith("config.")):
             continue
         holder = config
         for field in name.split(".")[1:]:
@@ -145,6 +159,10 @@ def _check_overrides(config: ml_collections.ConfigDict, argv: Sequence[str]) -> 
             holder = holder[field]
         if isinstance(holder, ml_collections.ConfigDict):
             raise ValueError(f"--{name} is a group of fields; set one of {', '.join(sorted(holder))} in it")
+        if negated:
+            if type(holder) is not bool or "=" in word:
+                raise ValueError(f"--{name} is for fields that are true or false; give --{name[2:]}=VALUE")
+            continue
         value = [word.partition("=")[2]]
         if "=" not in word:
             value = [] if type(holder) is bool else argv[number + 1 : number + 2]

@@ -33,7 +33,9 @@ PLACES = {
     "while": lambda mark, x: jax.lax.while_loop(lambda c: c[0] < 3, lambda c: (c[0] + 1, 0.9 * mark(c[1])), (0, x))[1],
     "cond": lambda mark, x: jax.lax.cond(x.sum() > -1e9, lambda x: 2 * mark(x), lambda x: x, x),
     "while under vmap": lambda mark, x: jax.vmap(
-        lambda row: jax.lax.while_loop(lambda c: c[0] < 4, lambda c: (c[0] + 1, 0.9 * mark(c[1])), (row.argmax(), row))[1]
+        lambda row: jax.lax.while_loop(lambda c: c[0] < 4, lambda c: (c[0] + 1, 0.9 * mark(c[1])), (row.argmax(), row))[
+            1
+        ]
     )(x),
     "scan and outside of it": lambda mark, x: jax.lax.scan(lambda c, row: (mark(c) * row, c.sum()), mark(x), x[:3]),
     "vmap": lambda mark, x: jax.vmap(lambda x: mark(x) * 3)(x),
@@ -224,7 +226,9 @@ def test_what_is_wrong_is_named(params, x):
     with pytest.raises(ValueError, match="the function has no tap 'lost'; its taps are layers, last"):
         apply({"params": params, "quant": {"lost": {"input": quantizer}}}, x)
     stacked = quant.static_quantizer(jnp.zeros(2), jnp.ones(2), 4)
-    with pytest.raises(ValueError, match=r"site 'last' has quantizers of shape \(2,\), but is in no scan of that length"):
+    with pytest.raises(
+        ValueError, match=r"site 'last' has quantizers of shape \(2,\), but is in no scan of that length"
+    ):
         apply({"params": params, "quant": {"last": {"input": stacked}}}, x)
     with pytest.raises(TypeError, match="takes a string as name, not 3"):
         tap(x, 3)

@@ -79,6 +79,32 @@ MISTAKES = [
         ["--config.variants="],
         "variants must be one or more separated by spaces, such as 'w8 w4g32', not ''",
     ),
+    ("sweep", ["--workdir="], "--workdir is empty; name a folder, or leave it out for results/wall-small"),
+    ("train", ["--workdir="], "--workdir is empty; name a folder, or leave it out for results/train-wall-small-seed0"),
+    ("quantize", ["--workdir= "], "--workdir is empty; name a folder, or leave it out for results/quantize-small-w4g32"),
+    (
+        "sweep",
+        ["--noconfig.planner.samples"],
+        "--noconfig.planner.samples is for fields that are true or false; give --config.planner.samples=VALUE",
+    ),
+    (
+        "sweep",
+        ["--noconfig.planner.nope"],
+        "--noconfig.planner.nope: the config has no field 'nope' there; its fields are alpha, base, "
+        "check_every, elites, executed, horizons, init_std, iterations, learning_rate, objective, optimizer, samples, "
+        "seeds, step_noise, steps",
+    ),
+    ("train", ["--config.init.dropout=0.5"], "init.dropout is for a given model: set init.checkpoint to one"),
+    (
+        "train",
+        ["--config.init.checkpoint=x", "--config.encoder.steps=5"],
+        "encoder.steps cannot be set beside init.checkpoint: the encoder of x stays as it is",
+    ),
+    (
+        "train",
+        ["--config.dataset=x", "--config.data.walk.steps=5"],
+        "data.walk.steps cannot be set beside dataset: x has its own trajectories",
+    ),
     ("sweep", ["--config.name=../.."], f"{NAME} '../..'"),
     ("train", ["--config.name=/etc/passwd"], f"{NAME} '/etc/passwd'"),
     ("quantize", ["--config.name="], f"{NAME} ''"),

@@ -29,6 +29,7 @@ BAD = [
     ("planner.iterations", 2**31, "planner iterations must be 1..1000, not 2147483648"),
     ("planner.executed", 9, "planner.executed must be 0 (all) to the shortest horizon, 2, not 9"),
     ("planner.check_every", -1, "planner check_every must be 0..10000, not -1"),
+    ("planner.check_every", 9, "planner.check_every must be 0 (never) to planner.steps, 3, not 9"),
     ("planner.check_every", 2**31, "planner check_every must be 0..10000, not 2147483648"),
     ("planner.horizons", "0", "planner.horizons must be 1..100, not 0"),
     ("planner.horizons", "2 99999999999", "planner.horizons must be 1..100, not 99999999999"),

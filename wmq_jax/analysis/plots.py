@@ -209,7 +209,7 @@ def draw_scatter(fig: "Figure", comparison: Comparison, aligned: Mapping[str, Al
         bottom.set_xlabel("realised cost", fontsize=8)
     panels[0, 0].set_ylabel("realised cost")
     panels[1, 0].set_ylabel("true distance")
-    _outcome_legend(fig)
+    _outcome_legend(fig, any(aligned[name].same_cost for name in names))
 
 
 def chosen_for_scatter(comparison: Comparison, count: int = 4) -> tuple[str, ...]:
@@ -328,12 +328,12 @@ def _verdict_legend(fig: "Figure", verdicts: set) -> None:
     )
 
 
-def _outcome_legend(fig: "Figure") -> None:
+def _outcome_legend(fig: "Figure", as_predicted: bool) -> None:
     handles = [
         _mark("o", style.TONES["survives"].light, "goal reached in that iteration"),
         _mark("x", style.TONES["falls"].light, "not reached"),
-        _stroke("--", style.SOFT, "as predicted"),
     ]
+    handles += [_stroke("--", style.SOFT, "as predicted")] * as_predicted
     fig.legend(
         handles=handles,
         loc="outside upper right",

@@ -48,7 +48,11 @@ class EnvSpec:
 
 
 class Environment(Protocol):
-    """A simulator as pure functions of an explicit state; `s`, `A`, `p`, `H`, `W` as in `EnvSpec` and `Observation`."""
+    """A simulator as pure functions of an explicit state; `s`, `A`, `p`, `H`, `W` as in `EnvSpec` and `Observation`.
+
+    It may have a method `remark(init_states (n, s), goal_states (n, s)) -> str`, in which it says what is unusual about
+    episodes, or nothing ('').
+    """
 
     @property
     def spec(self) -> EnvSpec:

@@ -95,6 +95,18 @@ class Wall:
             start_x, goal_x = goal_x, start_x
         return np.array([start_x, start_y]), np.array([goal_x, goal_y])
 
+    def remark(self, init_states: np.ndarray, goal_states: np.ndarray) -> str:
+        """Which episodes do not lead through the door: the official starts and goals suit a wall in the middle."""
+        starts, goals = (states[:, :2] for states in (init_states, goal_states))
+        own = init_states.shape[1] > 2
+        door_y, wall_x = init_states[:, 2:4].T if own else (self.door_y, self.wall_x)
+        beside = lambda at: (np.abs(at[:, 0] - wall_x) <= HALF_WIDTH) & (np.abs(at[:, 1] - door_y) > HALF_DOOR)
+        within = beside(starts) | beside(goals)
+        same = ~within & ((starts[:, 0] < wall_x) == (goals[:, 0] < wall_x))
+        parts = [f"{within.sum()} of {len(starts)} episodes start or end inside the wall"] * bool(within.any())
+        parts += [f"{same.sum()} of {len(starts)} episodes stay on one side of the wall"] * bool(same.any())
+        return "; ".join(parts)
+
 
 def step(position: jax.Array, action: jax.Array, door_y, wall_x) -> tuple[jax.Array, jax.Array]:
     """One move of the agent, stopped by the first thing it hits.

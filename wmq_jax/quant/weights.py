@@ -45,8 +45,8 @@ class WeightSpec:
         ``group_size`` does not divide the row. 'flat': the released grouping, which cuts the
         flattened (output, input) matrix, so that groups straddle rows.
       output_axes: axes of the kernel that are outputs; the others are flattened into the input. (-1,) suits a
-        convolution, (-2, -1) a DenseGeneral with two feature axes, (0, -1) a stack of scanned layers. None: the last
-        axis of a matrix.
+        convolution ((-2,) one with ``transpose_kernel=True``), (-2, -1) a DenseGeneral with two feature axes, (0, -1) a
+        stack of scanned layers. None: the last axis of a matrix.
     """
 
     bits: int | jax.Array | None
@@ -385,8 +385,8 @@ def _output_axes(ndim: int, spec: WeightSpec) -> tuple[int, ...]:
     """The output axes of a kernel of ``ndim`` axes, as they were given, or the last of a matrix."""
     if spec.output_axes is None and ndim > 2:
         raise ValueError(
-            f"a kernel of {ndim} axes needs output_axes, those with scales of their own: (-1,) for a convolution, "
-            f"(-2, -1) for heads and their features, (0, -1) for scanned layers"
+            f"a kernel of {ndim} axes needs output_axes, those with scales of their own: (-1,) for a convolution "
+            "((-2,) with transpose_kernel=True), (-2, -1) for heads and their features, (0, -1) for scanned layers"
         )
     return (-1,) if spec.output_axes is None else spec.output_axes
 

@@ -64,7 +64,7 @@ def planner_rollouts(
         return repeat(visual), repeat(proprio), plans[:, :horizon]
 
     # Cells stop after the iterations that are looked at; the compiled program does one at a time and does not know.
-    config = dataclasses.replace(problem.config, iterations=min(limits["iterations"], problem.config.iterations))
+    config = dataclasses.replace(problem.config, iterations=limits["iterations"])
     engine = dataclasses.replace(
         engine.with_data(engine.table, manifest), problem=dataclasses.replace(problem, config=config)
     )

@@ -15,7 +15,7 @@ from wmq_jax.data import OfficialDataset
 from wmq_jax.envs import Environment, make_env
 from wmq_jax.envs.manifest import Manifest, dataset_manifest, make_manifest
 from wmq_jax.io import adopt_config
-from wmq_jax.io.wording import plain
+from wmq_jax.io.wording import counted, plain
 from wmq_jax.models import WorldModel, WorldModelConfig
 from wmq_jax.planning import CEMConfig, Problem, world_model
 from wmq_jax.runtime import provenance
@@ -232,7 +232,7 @@ def _record(
     made_with = provenance.record(mesh.size)
     return {
         "config": json.loads(json.dumps(config)),
-        "rows": _row_fields(config),
+        "rows": _row_fields(config, settings),
         "tile": tile,
         "platform": made_with["device"]["platform"],
         "device_kind": made_with["device"]["kind"],  # other vectors sum in another order
@@ -271,9 +271,9 @@ def given_identity(
     }
 
 
-def _row_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+def _row_fields(config: Mapping[str, Any], settings: SweepSettings) -> dict[str, Any]:
     """The part of a config that decides which rows there are and what is in them."""
-    fields = json.loads(json.dumps(config))
+    fields = json.loads(json.dumps(config)) | {"calibration": dict(settings.calibration)}
     # A checkpoint is identified by what came of it (its sizes, parameters and statistics), wherever it was read from,
     # and a data set by what is used of it.
     for name in ("name", "references", "pictures", "checkpoint", "official", "dataset"):
@@ -290,10 +290,9 @@ def _planner_summary(settings: SweepSettings) -> dict[str, Any]:
         "optimizer": "cem" if isinstance(mpc.planner, CEMConfig) else "gd",
         "horizon": max(settings.horizons),
         "horizons": list(settings.horizons),
-        "samples": num_samples(mpc),
-        "elites": getattr(mpc.planner, "elites", None),
-        "steps": mpc.planner.steps,
         "mpc_iterations": mpc.iterations,
+        "executed": mpc.executed,
+        **{"samples": num_samples(mpc), **dataclasses.asdict(mpc.planner)},
         "objective": settings.objective.keep,
         "alpha": settings.objective.alpha,
     }
@@ -304,11 +303,6 @@ def describe(sweep: Sweep) -> str:
     settings, planner = sweep.settings, sweep.config["planner"]
     count = len(settings.variants)
     cells = len(sweep.cells())
-    optimizer = (
-        f"CEM, {planner['samples']} samples x {planner['steps']} steps, {planner['elites']} elites"
-        if planner["optimizer"] == "cem"
-        else f"gradient descent, {planner['steps']} steps"
-    )
     device = sweep.config["device"]
     task = sweep.problem.env.spec.name
     if settings.goal_source == "dset":
@@ -318,15 +312,43 @@ def describe(sweep: Sweep) -> str:
         f"variants   {count}: " + ", ".join(sweep.names),
         f"episodes   {settings.episodes} of {task}, {len(settings.seeds)} planner seed(s), "
         f"horizon {', '.join(map(str, settings.horizons))} x {sweep.problem.frameskip} environment steps",
-        f"planner    {optimizer}; up to {settings.mpc.iterations} MPC iterations, objective {settings.objective.keep}, "
-        f"alpha {settings.objective.alpha:g}",
-        f"work       {cells} cells, at most {cells * settings.mpc.iterations} plans",
+        f"planner    {_planner_words(planner)}; up to {settings.mpc.iterations} MPC iterations, "
+        f"objective {settings.objective.keep}, alpha {settings.objective.alpha:g}",
+        f"work       {cells} cells, at most {cells * settings.mpc.iterations} plans{_beside(sweep)}",
         f"device     {device['count']} x {device['kind']}, tile {sweep.tile}, "
         f"about {sweep.peak_bytes / 2**20:.0f} MiB a device",
     ]
     if settings.references and SIMULATOR not in reference_names(settings.mpc.planner):
         lines.append(f"note       {NO_SIMULATOR}")
-    return "\n".join([*lines, *_other_layout(sweep), *_layout_of_no_trajectory(sweep)])
+    return "\n".join([*lines, *_unusual_episodes(sweep), *_other_layout(sweep), *_layout_of_no_trajectory(sweep)])
+
+
+def _planner_words(planner: Mapping[str, Any]) -> str:
+    """The optimizer, and what is not usual about it."""
+    if planner["optimizer"] == "cem":
+        words = f"CEM, {planner['samples']} samples x {planner['steps']} steps, {planner['elites']} elites"
+        if every := planner["check_every"]:
+            words += f", which asks the simulator after every {counted(every, 'step') if every > 1 else 'step'}"
+            words += " whether it may stop"
+    else:
+        words = f"gradient descent, {planner['steps']} steps"
+    executed = planner["executed"]
+    return words + (f"; {counted(executed, 'action')} of a plan executed" if executed else "")
+
+
+def _beside(sweep: Sweep) -> str:
+    """What is computed beside the rows."""
+    references = reference_names(sweep.settings.mpc.planner) if sweep.settings.references else ()
+    parts = [f"reference {', '.join(references)}"] * bool(references)
+    parts += ["all cells again at another tile size"] * bool(sweep.settings.noise_floor_tile)
+    return f"; beside them {', and '.join(parts)}" if parts else ""
+
+
+def _unusual_episodes(sweep: Sweep) -> list[str]:
+    """What the environment has to say about the episodes, if it can."""
+    remark = getattr(sweep.problem.env, "remark", None)
+    text = remark(sweep.evaluation.init, sweep.evaluation.goal) if remark else ""
+    return [f"note       {text}"] if text else []
 
 
 def _other_layout(sweep: Sweep) -> list[str]:

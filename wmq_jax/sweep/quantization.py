@@ -137,7 +137,7 @@ def describe_quantization(job: Quantization) -> str:
     elif sweep.settings.calibration_source == "dataset":
         looks_at = f"{episodes}, of {sweep.settings.dataset}"
     else:
-        plans = limits["episodes"] * min(limits["iterations"], planner["mpc_iterations"]) + job.held_out
+        plans = limits["episodes"] * limits["iterations"] + job.held_out
         looks_at = f"{episodes}: {plans} plans of {planner['samples']} samples x {planner['steps']} steps"
     lines = [
         f"model      {sweep.settings.checkpoint} ({sweep.config['model_parameters'] / 1e6:.2f} M parameters)",

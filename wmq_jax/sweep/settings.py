@@ -12,6 +12,7 @@ from wmq_jax.io import check_name
 from wmq_jax.planning import CEMConfig, GDConfig, MPCConfig, Objective, make_objective
 from wmq_jax.planning.limits import MAX_HORIZON, MAX_ITERATIONS, check_range
 from wmq_jax.quantized import MethodSettings, VariantSpec, parse_variant
+from wmq_jax.sweep.memory import num_samples
 
 OPTIMIZERS = {"cem": CEMConfig, "gd": GDConfig}
 CALIBRATION_SOURCES = ("planner", "dataset")
@@ -31,6 +32,12 @@ _CALIBRATION = {
     "samples": (1, 10_000),
     "seed": (0, MAX_SEED),
     "horizon": (1, MAX_HORIZON),
+}
+_ENGINE = {
+    "tile": (0, MAX_CELLS),
+    "noise_floor_tile": (0, MAX_CELLS),
+    "tiles_per_call": (1, MAX_TILES),
+    "devices": (0, MAX_DEVICES),
 }
 
 
@@ -116,6 +123,10 @@ def _planner(config: Mapping[str, Any]) -> CEMConfig | GDConfig:
         kind: build(**{field.name: config[field.name] for field in dataclasses.fields(build)})
         for kind, build in OPTIMIZERS.items()
     }
+    if config["check_every"] > config["steps"]:
+        raise ValueError(
+            f"planner.check_every must be 0 (never) to planner.steps, {config['steps']}, not {config['check_every']}"
+        )
     return planners[config["optimizer"]]
 
 
@@ -144,23 +155,52 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
       ValueError: a value is not accepted; the message names it and what is.
     """
     planner, episodes, engine = config["planner"], config["episodes"], config["engine"]
+    horizons, seeds = _check_planner(planner)
+    for key, (least, most) in _CALIBRATION.items():
+        check_range(f"calibration.{key}", config["calibration"][key], least, most)
+    _check_sources(config)
+    for key, (least, most) in _ENGINE.items():
+        check_range(f"engine.{key}", engine[key], least, most)
+    options = dict(config["env"])
+    make_env(**options)
+    mpc = MPCConfig(
+        planner=_planner(planner),
+        horizon=max(*horizons, config["calibration"]["horizon"]),
+        iterations=planner["iterations"],
+        executed=planner["executed"],
+    )
+    return SweepSettings(
+        name=check_name(config["name"]),
+        checkpoint=config["checkpoint"],
+        official=OfficialOptions(**config["official"]),
+        dataset=config["dataset"],
+        env=options,
+        variants=parse_variants(config["variants"]),
+        methods=MethodSettings(**config["methods"]),
+        mpc=mpc,
+        objective=make_objective(planner["objective"], planner["alpha"], planner["base"]),
+        horizons=horizons,
+        seeds=seeds,
+        episodes=check_range("episodes.count", episodes["count"], 1, MAX_EPISODES),
+        base_seed=episodes["base_seed"],
+        goal_source=episodes["goal_source"],
+        goal_horizon=check_range("episodes.goal_horizon", episodes["goal_horizon"], 1, MAX_GOAL_HORIZON),
+        calibration_source=config["calibration_source"],
+        calibration=_calibration(config, mpc),
+        tile=engine["tile"],
+        tiles_per_call=engine["tiles_per_call"],
+        devices=engine["devices"],
+        references=config["references"],
+        noise_floor_tile=engine["noise_floor_tile"],
+        pictures=check_range("pictures", config["pictures"], 0, MAX_PICTURES),
+    )
+
+
+def _check_planner(planner: Mapping[str, Any]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Checks what fields of the planner say of each other; its horizons and seeds."""
     horizons = parse_integers("planner.horizons", planner["horizons"])
     for horizon in horizons:
         check_range("planner.horizons", horizon, 1, MAX_HORIZON)
-    options = dict(config["env"])
-    make_env(**options)
-    calibration = dict(config["calibration"])
-    for key, (least, most) in _CALIBRATION.items():
-        check_range(f"calibration.{key}", calibration[key], least, most)
-    source, goals = config["calibration_source"], episodes["goal_source"]
-    for where, name, known in (
-        ("calibration_source", source, CALIBRATION_SOURCES),
-        ("episodes.goal_source", goals, GOAL_SOURCES),
-    ):
-        if name not in known:
-            raise ValueError(f"{where} {name!r} is not one of {', '.join(known)}")
-        if name in ("dataset", "dset") and not config["dataset"]:
-            raise ValueError(f"{where} {name} needs a data set: set --config.dataset to its folder or zip file")
     _finite("planner", planner)
     seeds = parse_integers("planner.seeds", planner["seeds"])
     for seed in seeds:
@@ -171,40 +211,24 @@ def check_settings(config: Mapping[str, Any]) -> SweepSettings:
         )
     if planner["optimizer"] == "gd" and planner["check_every"]:
         raise ValueError("planner.check_every is a setting of cem; gd does not ask the simulator")
-    for key, least, most in (
-        ("tile", 0, MAX_CELLS),
-        ("noise_floor_tile", 0, MAX_CELLS),
-        ("tiles_per_call", 1, MAX_TILES),
-        ("devices", 0, MAX_DEVICES),
+    return horizons, seeds
+
+
+def _calibration(config: Mapping[str, Any], mpc: MPCConfig) -> dict[str, int]:
+    """What calibration looks at: of the planner's own episodes, there is no more than it plans."""
+    calibration = dict(config["calibration"])
+    if config["calibration_source"] == "planner":
+        calibration["iterations"] = min(calibration["iterations"], mpc.iterations)
+        calibration["samples"] = min(calibration["samples"], num_samples(mpc))
+    return calibration
+
+
+def _check_sources(config: Mapping[str, Any]) -> None:
+    for where, name, known in (
+        ("calibration_source", config["calibration_source"], CALIBRATION_SOURCES),
+        ("episodes.goal_source", config["episodes"]["goal_source"], GOAL_SOURCES),
     ):
-        check_range(f"engine.{key}", engine[key], least, most)
-    return SweepSettings(
-        name=check_name(config["name"]),
-        checkpoint=config["checkpoint"],
-        official=OfficialOptions(**config["official"]),
-        dataset=config["dataset"],
-        env=options,
-        variants=parse_variants(config["variants"]),
-        methods=MethodSettings(**config["methods"]),
-        mpc=MPCConfig(
-            planner=_planner(planner),
-            horizon=max(*horizons, calibration["horizon"]),
-            iterations=planner["iterations"],
-            executed=planner["executed"],
-        ),
-        objective=make_objective(planner["objective"], planner["alpha"], planner["base"]),
-        horizons=horizons,
-        seeds=seeds,
-        episodes=check_range("episodes.count", episodes["count"], 1, MAX_EPISODES),
-        base_seed=episodes["base_seed"],
-        goal_source=goals,
-        goal_horizon=check_range("episodes.goal_horizon", episodes["goal_horizon"], 1, MAX_GOAL_HORIZON),
-        calibration_source=source,
-        calibration=calibration,
-        tile=engine["tile"],
-        tiles_per_call=engine["tiles_per_call"],
-        devices=engine["devices"],
-        references=config["references"],
-        noise_floor_tile=engine["noise_floor_tile"],
-        pictures=check_range("pictures", config["pictures"], 0, MAX_PICTURES),
-    )
+        if name not in known:
+            raise ValueError(f"{where} {name!r} is not one of {', '.join(known)}")
+        if name in ("dataset", "dset") and not config["dataset"]:
+            raise ValueError(f"{where} {name} needs a data set: set --config.dataset to its folder or zip file")

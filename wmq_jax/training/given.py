@@ -41,10 +41,11 @@ def take_given(config: Mapping[str, Any], overridden: Collection[str] = ()) -> t
       FileNotFoundError, ValueError: one of them cannot be read, or does not fit the config or the other.
     """
     config = copy.deepcopy(dict(config))
+    _check_overridden(config, overridden)
     official = OfficialOptions(**config.pop("official"))
     start, dataset = None, None
     if config["init"]["checkpoint"]:
-        start, dataset = _open_checkpoint(config, official, overridden)
+        start, dataset = _open_checkpoint(config, official)
     elif official.given():
         raise ValueError(f"official.{official.given()[0]} is for published runs: set init.checkpoint to one")
     elif config["dataset"]:
@@ -64,12 +65,24 @@ def take_given(config: Mapping[str, Any], overridden: Collection[str] = ()) -> t
     return config, given
 
 
-def _open_checkpoint(config: dict[str, Any], official: OfficialOptions, overridden: Collection[str]) -> Opened:
+def _check_overridden(config: Mapping[str, Any], overridden: Collection[str]) -> None:
+    """Refuses what the user set and what is given decides, or what is for a given model that there is not."""
+    start, dataset = config["init"]["checkpoint"], config["dataset"]
+    refused = {
+        "model.": start and f"cannot be set beside init.checkpoint: {start} has its own sizes",
+        "encoder.": start and f"cannot be set beside init.checkpoint: the encoder of {start} stays as it is",
+        "data.": dataset and f"cannot be set beside dataset: {dataset} has its own trajectories",
+        "init.": not start and "is for a given model: set init.checkpoint to one",
+    }
+    for name in sorted(overridden):
+        why = next((why for group, why in refused.items() if name.startswith(group)), "")
+        if why and name != "init.checkpoint":
+            raise ValueError(f"{name} {why}")
+
+
+def _open_checkpoint(config: dict[str, Any], official: OfficialOptions) -> Opened:
     """Loads the checkpoint; the config's model becomes its model."""
     where = config["init"]["checkpoint"]
-    own = sorted(name for name in overridden if name.startswith("model."))
-    if own:
-        raise ValueError(f"{own[0]} cannot be set beside init.checkpoint: {where} has its own sizes")
     opened = open_model(where, config["dataset"], config["env"]["name"], official)
     config["model"] = opened.checkpoint.config.to_dict()
     if config["init"].get("dropout", -1.0) >= 0:

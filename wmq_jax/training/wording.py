@@ -18,7 +18,7 @@ def describe_training(settings: TrainSettings, config: Mapping[str, Any], workdi
     generated = f"{settings.data.train} generated trajectories of {walk.steps} steps"
     lines = {
         "model": f"{start}, trained further" if start else "a new one",
-        "data": f"trajectories of {config['dataset']}" if config["dataset"] else generated,
+        "data": f"{settings.data.train} trajectories of {config['dataset']}" if config["dataset"] else generated,
         "seed": settings.seed,
         "workdir": workdir,
     }
