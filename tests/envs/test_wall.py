@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from wmq_jax.envs import Wall, execute, make_env
 from wmq_jax.envs import wall as walls
+from wmq_jax.envs.manifest import make_manifest
 
 SEEDS = st.integers(0, 2**31 - 1)
 STEP = jax.jit(jax.vmap(walls.step, in_axes=(0, 0, None, None)))
@@ -158,3 +159,16 @@ def test_a_state_with_its_own_layout_is_the_environment_of_that_layout():
 def test_bad_options_are_named(name, options, words):
     with pytest.raises(ValueError, match=words):
         make_env(name, **options)
+
+
+def test_episodes_that_need_no_door_are_remarked_on():
+    """The official starts and goals suit a wall in the middle, and no other."""
+    episodes = lambda env: (lambda manifest: (manifest.init, manifest.goal))(make_manifest(env, "evaluation", 48, 99))
+    assert Wall().remark(*episodes(Wall())) == ""
+    starts, goals = episodes(Wall())
+    # Inside the wall, in its door, on one side.
+    starts[:3], goals[:3] = [[45, 50], [45, 10], [20, 20]], [[20, 20], [20, 20], [20, 30]]
+    text = Wall(wall_x=45).remark(starts[:3], goals[:3])
+    assert text == "1 of 3 episodes start or end inside the wall; 1 of 3 episodes stay on one side of the wall"
+    own = [np.column_stack([states[:3], np.full((3, 2), [30, 60])]) for states in (starts, goals)]
+    assert Wall(wall_x=45).remark(*own) == "3 of 3 episodes stay on one side of the wall"

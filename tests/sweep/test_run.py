@@ -143,3 +143,25 @@ def test_a_wall_that_the_model_was_not_trained_in_is_said(prepare):
     bundled = dict(checkpoint="bundled", env__door_y=36)
     assert sweeps.describe(prepare(**bundled)).splitlines()[-1] == note
     assert "note" not in sweeps.describe(prepare(checkpoint="bundled")) + sweeps.describe(prepare(env__door_y=36))
+
+
+def test_calibration_looks_at_no_more_than_is_planned(prepare):
+    """And the folder's config says what was looked at."""
+    planned = dict(calibration__samples=8, calibration__iterations=2, planner__samples=8, planner__iterations=2)
+    more = planned | dict(calibration__samples=10_000, calibration__iterations=1000)
+    planned, more = (prepare(**changes) for changes in (planned, more))
+    assert planned.settings.calibration == more.settings.calibration
+    assert planned.config["rows"] == more.config["rows"]
+
+
+def test_what_changes_the_protocol_is_said_before_it_starts(prepare):
+    usual = sweeps.describe(prepare(references=False))
+    assert not any(word in usual for word in ("asks the simulator", "executed", "beside them", "inside the wall"))
+    changes = dict(planner__check_every=1, planner__executed=1, engine__noise_floor_tile=3, env__wall_x=20)
+    told = sweeps.describe(prepare(references=True, **changes))
+    for words in (
+        "which asks the simulator after every step whether it may stop; 1 action of a plan executed; up to",
+        "plans; beside them reference true simulator, random actions, and all cells again at another tile size",
+        "episodes start or end inside the wall",
+    ):
+        assert words in told
