@@ -81,7 +81,7 @@ MISTAKES = [
     ),
     ("sweep", ["--workdir="], "--workdir is empty; name a folder, or leave it out for results/wall-small"),
     ("train", ["--workdir="], "--workdir is empty; name a folder, or leave it out for results/train-wall-small-seed0"),
-    ("quantize", ["--workdir= "], "--workdir is empty; name a folder, or leave it out for results/quantize-small-w4g32"),
+    ("quantize", ["--workdir="], "--workdir is empty; name a folder, or leave it out for results/quantize-small-w4g32"),
     (
         "sweep",
         ["--noconfig.planner.samples"],
