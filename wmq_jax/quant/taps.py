@@ -203,11 +203,12 @@ def _scan(params, inputs, states, handling):
     length = params["length"]
     common, own = _split(states, handling.shared)
     for name, state in own.items():
-        found = {jnp.shape(leaf)[0] if jnp.ndim(leaf) else 0 for leaf in jax.tree.leaves(state)} - {length}
+        found = {jnp.shape(leaf)[0] for leaf in jax.tree.leaves(state) if jnp.ndim(leaf)} - {length}
         if found:
             raise ValueError(f"tap '{name}' lies in a scan of {length} iterations, but its state is of {min(found)}")
+    own = jax.tree.map(lambda leaf: leaf if jnp.ndim(leaf) else jnp.broadcast_to(leaf, (length,)), own)
     if common:  # carried, so there must be one before the first iteration
-        element = lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf)[1:], jnp.result_type(leaf))
+        element = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
         xs, one = jax.tree.map(element, (inputs[last:], own))
         filled = _filled(states | one, run, [*inputs[:last], *xs])
         common = {name: filled[name] for name in common}
