@@ -161,6 +161,49 @@ def test_descriptions_that_contradict_themselves_are_refused(name, blocks, messa
         quant.quantize(METHODS[name], *setting, quant.Topology((blocks,)))
 
 
+class Parallel(nn.Module):
+    """What the norm gives goes three ways; between fc1 and fc2 is a GELU."""
+
+    @nn.compact
+    def __call__(self, x):
+        normed = nn.LayerNorm(name="norm")(x)
+        hidden = nn.gelu(nn.Dense(8, name="fc1")(normed)) + nn.Dense(8, name="gate")(normed)
+        return x + nn.Dense(WIDTH, name="fc2")(hidden)
+
+
+@every_method
+@pytest.mark.parametrize(
+    "pair, message",
+    [
+        (
+            quant.Pair("norm", ("fc1",)),
+            "re-scaling 'norm' and 'fc1' changes what block 'parts_1' computes: the pair lacks",
+        ),
+        (
+            quant.Pair("fc1", ("fc2",), quant.LINEAR),
+            "re-scaling 'fc1' and 'fc2' changes what block 'parts_1' computes: .* or is not linear",
+        ),
+        (quant.Pair("norm", ("fc1", "gate")), None),
+    ],
+)
+def test_a_pair_that_does_not_keep_the_float_function_is_refused(name, pair, message, setting):
+    """Also in a later block of a stack, whose inputs are what the blocks before it give."""
+    params, statistics = setting
+    x = quant.block_statistics(statistics)["blocks_0"].inputs
+    params = {"blocks_0": params["blocks_0"], "parts_1": jax.jit(Parallel().init)(jax.random.key(2), x)["params"]}
+    ranges = quant.channel_ranges()
+    seen = {site: {"input": ranges.update(ranges.empty(x), x)} for site in ("fc1", "gate")}
+    seen["fc2"] = {"input": quant.site_statistics(statistics)["blocks_1/fc2"]}
+    block = quant.Block(linen.ModuleApply(Parallel()), ("fc1", "gate", "fc2"), (pair,))
+    model = quant.Topology(((("blocks_0", dataclasses.replace(BLOCK, pairs=BLOCK.pairs[:1])), ("parts_1", block)),))
+    state = quant.State(params, {}, {**statistics, "parts_1": seen})
+    if message is None or (name == "omniquant" and pair.kind == quant.LINEAR):  # of which OmniQuant makes no use
+        METHODS[name].check(state, model)
+    else:
+        with pytest.raises(ValueError, match=message):
+            METHODS[name].check(state, model)
+
+
 class Twice(nn.Module):
     @nn.compact
     def __call__(self, x):

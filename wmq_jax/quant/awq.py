@@ -20,6 +20,7 @@ import numpy as np
 from wmq_jax.quant import grid, paths, weights
 from wmq_jax.quant.block_inputs import capture, check_block_inputs, check_outputs, mean_over, sampled_inputs
 from wmq_jax.quant.equalization import check_following, check_order, check_topology, rescale, rescale_statistics
+from wmq_jax.quant.float_function import check_float_function
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import Block, Pair, Topology
 from wmq_jax.quant.transform import State, Transform, block_params, mark_codes, replace_block, unless_none
@@ -126,7 +127,8 @@ def awq(
     Raises:
       ValueError: ``stale_grids`` without rounding; and from ``check``: no topology, a ``scaled`` that matches no pair,
         no sampled block input, statistics that cannot follow, a kernel whose inputs are not the channels of its tap (a
-        convolution's), NaN or infinity; the site is named. From ``apply``: a block gives NaN or infinity.
+        convolution's), a pair whose re-scaling changes what its block computes, NaN or infinity; the site is named.
+        From ``apply``: a block gives NaN or infinity.
     """
     try:
         re.compile(scaled)
@@ -153,6 +155,7 @@ def awq(
         check_block_inputs(state, topology, "awq", spec.weight)
         check_following(state, topology, spec.pairs)
         check_order(state, topology, "awq", spec.pairs)
+        check_float_function(state, topology, spec.pairs)
 
     def apply(state: State, topology: Topology | None = None) -> State:
         check_order(state, topology, "awq", spec.pairs)

@@ -29,6 +29,7 @@ from wmq_jax.quant.equalization import (
     rescale_statistics,
     smoothing_scale,
 )
+from wmq_jax.quant.float_function import check_float_function
 from wmq_jax.quant.learned_clipping import INITIAL_FACTOR, lwc_grid
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.quantizer import fake_quant_tokens, per_token_quantizer
@@ -123,8 +124,9 @@ def omniquant(
 
     Raises:
       ValueError: epochs without an optimizer; and from ``check``: no topology, no sampled block input, no statistics of
-        channels, a kernel whose inputs are not the channels of its tap (a convolution's), NaN or infinity; the site is
-        named. From ``apply``: a float block gives NaN or infinity.
+        channels, a kernel whose inputs are not the channels of its tap (a convolution's), a pair whose re-scaling
+        changes what its block computes, NaN or infinity; the site is named. From ``apply``: a float block gives NaN or
+        infinity.
     """
     _check_settings(epochs, batch, optimizer, alpha)
     limits = weights.RELEASED_SCALE_LIMITS if released else weights.SCALE_LIMITS
@@ -146,6 +148,7 @@ def omniquant(
         check_block_inputs(state, topology, "omniquant", spec.weight)
         check_following(state, topology, foldable)
         check_order(state, topology, "omniquant", foldable)
+        check_float_function(state, topology, foldable)
 
     def apply(state: State, topology: Topology | None = None) -> State:
         check_order(state, topology, "omniquant", foldable)

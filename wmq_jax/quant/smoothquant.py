@@ -18,6 +18,7 @@ from wmq_jax.quant.equalization import (
     rescaled_kernels,
     smoothing_scale,
 )
+from wmq_jax.quant.float_function import check_float_function
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import LINEAR, NORM, Pair, Topology
 from wmq_jax.quant.transform import State, Transform, block_params, replace_block
@@ -34,7 +35,8 @@ def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
       alpha: 0 leaves activations as they are where weights are flat, 1 makes them flat.
       linear: treat pairs of two Dense layers too, where the topology states that this is exact.
 
-    Needs a topology and statistics of ``channel_ranges``. ValueError from ``check`` if a site has none.
+    Needs a topology and statistics of ``channel_ranges``. ValueError from ``check`` if a site has none, and, where
+    inputs of blocks were sampled too, if re-scaling a pair changes what its block computes.
     """
     if not 0 <= alpha <= 1:
         raise ValueError(f"alpha must be in 0..1, not {alpha}")
@@ -44,6 +46,7 @@ def smoothquant(alpha: float = 0.5, linear: bool = False) -> Transform:
         check_topology(state, topology, "smoothquant")
         channel_statistics(state, topology, treated, "smoothquant")
         check_order(state, topology, "smoothquant", treated, rounds=False)
+        check_float_function(state, topology, treated)
 
     def apply(state: State, topology: Topology | None = None) -> State:
         check_order(state, topology, "smoothquant", treated, rounds=False)
