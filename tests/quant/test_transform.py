@@ -152,7 +152,8 @@ def test_kernels_of_more_axes_say_which_are_outputs(method, shape):
     kernel = {"layers": {"kernel": jnp.ones(shape)}}
     sentence = (
         rf"^weight 'layers/kernel': a kernel of {len(shape)} axes needs output_axes, those with scales of their own: "
-        r"\(-1,\) for a convolution, \(-2, -1\) for heads and their features, \(0, -1\) for scanned layers$"
+        r"\(-1,\) for a convolution \(\(-2,\) with transpose_kernel=True\), \(-2, -1\) for heads and their features, "
+        r"\(0, -1\) for scanned layers$"
     )
     with pytest.raises(ValueError, match=sentence):
         quant.quantize(method(4), kernel)
