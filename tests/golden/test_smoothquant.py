@@ -18,6 +18,8 @@ from tests.golden.quantized_network import (
 from wmq_jax import quant, quantized
 from wmq_jax.quant import paths
 
+pytestmark = pytest.mark.quick
+
 
 @pytest.fixture(scope="module")
 def recording(golden):

@@ -11,7 +11,7 @@ from tests.models.tiny import observations, random_model, tiny_config
 from tests.quick_jit import quick_jit
 from wmq_jax.models import Latent, PredictorConfig, WorldModel, imagine, official_config
 
-pytestmark = pytest.mark.bitwise
+pytestmark = [pytest.mark.bitwise, pytest.mark.quick]
 
 SAMPLES, HORIZON = 5, 6
 CLOSE = dict(rtol=1e-4, atol=1e-5)

@@ -9,6 +9,8 @@ from wmq_jax.models import DecoderConfig
 from wmq_jax.models.decoder import make_decoder
 from wmq_jax.training.convolution import convolve_by_matmul
 
+pytestmark = pytest.mark.quick
+
 X = np.random.default_rng(1).normal(size=(2, 5, 7, 3)).astype(np.float32)
 
 
