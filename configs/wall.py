@@ -3,7 +3,7 @@
     python -m experiments.sweep --config=configs/wall.py:small
 
 plans with 11 variants of the bundled model on 48 episodes. On two cores of a 2026 server CPU, without a GPU, it takes
-four to five minutes; expect full precision near 99 % after 5 MPC iterations, 4-bit weights near 80 % and 3-bit weights
+four to eight minutes; expect full precision near 99 % after 5 MPC iterations, 4-bit weights near 80 % and 3-bit weights
 near 5 %.
 
     python -m experiments.sweep --config=configs/wall.py

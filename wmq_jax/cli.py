@@ -74,6 +74,8 @@ def load_config(where: str) -> ml_collections.ConfigDict:
         spec.loader.exec_module(module)
     except SyntaxError as error:
         raise ValueError(f"--config={where}: line {error.lineno} of {error.filename}: {error.msg}") from None
+    except ImportError as error:
+        raise ValueError(f"--config={where}: {error}") from None
     if not hasattr(module, "get_config"):
         raise ValueError(f"--config={where}: {file} has no function get_config")
     arguments = [mode] if mode else []

@@ -8,8 +8,6 @@ from tests.golden.quantized_network import OUTPUTS, RELEASED_OBSERVER, check_out
 from wmq_jax import quant, quantized
 from wmq_jax.quant import paths
 
-pytestmark = pytest.mark.quick
-
 DEFAULTS = {"w": 8, "a": 8, "wm": "minmax", "am": "minmax", "mode": "layer_wise", "group": -1, "encoder_quant": True}
 OBSERVERS = {
     "minmax": RELEASED_OBSERVER,

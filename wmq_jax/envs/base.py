@@ -50,6 +50,9 @@ class EnvSpec:
 class Environment(Protocol):
     """A simulator as pure functions of an explicit state; `s`, `A`, `p`, `H`, `W` as in `EnvSpec` and `Observation`.
 
+    What `register_env` takes is a dataclass whose fields are the environment's options, one of them `image_size`, to
+    which models set what they see.
+
     It may have a method `remark(init_states (n, s), goal_states (n, s)) -> str`, in which it says what is unusual about
     episodes, or nothing ('').
     """

@@ -26,7 +26,7 @@ _TOLERANCE = 1e-4
 
 
 def check_float_function(state: State, topology: Topology, pairs: Pairs) -> None:
-    """Tries every pair of every kind of block on the host; without sampled inputs, and under ``jit``, nothing is tried.
+    """Tries every pair of every kind of block on the host; without sampled inputs, or with traced values, nothing is.
 
     Args:
       state, topology: of the model, which passed ``check_topology``.
@@ -40,7 +40,8 @@ def check_float_function(state: State, topology: Topology, pairs: Pairs) -> None
     for stack in topology.stacks:
         known = stack and stack[0][0] in seen and paths.is_known(seen[stack[0][0]].inputs)
         if known and all(map(paths.is_known, jax.tree.leaves(state.params))):
-            _check_stack(state, stack, pairs)
+            with jax.ensure_compile_time_eval():  # what is known may be looked at while something else is traced
+                _check_stack(state, stack, pairs)
 
 
 def _check_stack(state: State, stack: Stack, pairs: Pairs) -> None:
