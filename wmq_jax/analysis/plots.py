@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SIZE_SIZE = (7.6, 4.2)  # of `draw_size`, inches
 _ROW = 0.27  # inches a line of text needs
+_LEGEND_WIDTH = 4.7  # inches that the legend of the curves takes
 _REFERENCE_STYLE = {"true simulator": "--", "random actions": ":"}
 
 
@@ -58,7 +59,7 @@ def curves_size(comparison: Comparison) -> tuple[float, float]:
     """Width and height that `draw_curves` is made for, in inches."""
     rows, columns = _grid(len(_drawn(comparison)))
     lines = max(1 + line.name.count(", ") for line in _drawn(comparison))
-    return 2.05 * columns, 0.6 + (1.5 + 0.15 * lines) * rows
+    return max(2.05 * columns, _LEGEND_WIDTH), 0.6 + (1.5 + 0.15 * lines) * rows
 
 
 def draw_curves(fig: "Figure", comparison: Comparison) -> None:
