@@ -193,3 +193,4 @@ def test_the_true_simulator_is_no_ceiling_of_gradient_descent(tmp_path, syntheti
     found = compare(dataclasses.replace(cem, protocol={**cem.protocol, "planner": planner}), 5)
     assert [line.name for line in found.references] == ["random actions"]
     assert any(note.startswith("No reference of the true simulator: ") for note in footnotes(found))
+    assert any("one checkpoint, one planner seed." in note for note in footnotes(found))

@@ -229,11 +229,10 @@ def _protocol(results: Results, main: Comparison | None) -> Iterator[str]:
     planner = results.protocol.get("planner", {})
     yield page.definitions((_words(key), _value(value)) for key, value in planner.items())
     if main is not None:
-        seeds = "one CEM seed" if main.seeds == 1 else f"{main.seeds} CEM seeds"
         yield page.bullets(
             (
-                f"{counted(main.episodes, 'evaluation episode')}, one checkpoint, {seeds}. All variants plan the same "
-                "episodes with the same noise, so they are compared in pairs. The intervals speak about further "
+                f"{counted(main.episodes, 'evaluation episode')}, one checkpoint, {main.seeds_text}. All variants plan "
+                "the same episodes with the same noise, so they are compared in pairs. The intervals speak about further "
                 "episodes of this task for this checkpoint, not about other training runs.",
                 "Success rates: Wilson score intervals. Paired differences: Newcombe (1998), method 10. Tests: exact "
                 f"and two-sided ({'McNemar' if main.seeds == 1 else 'sign flips over episodes'}), after the last MPC "

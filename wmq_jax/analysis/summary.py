@@ -61,12 +61,13 @@ class Comparison:
     Attributes:
       horizon: model actions a plan.
       iterations: MPC iterations M of the protocol.
-      seeds: number of CEM seeds.
+      seeds: number of the planner's seeds.
       episodes: number of episodes.
       full_precision: name of the variant that the others are compared with; None if the sweep has none.
       lines: one a variant, in the sweep's order.
       references: true simulator and random actions, where they were computed and mean something.
       reference_note: why one of them is not there; '' where none is left out.
+      optimizer: of the planner, 'cem' or 'gd'.
     """
 
     horizon: int
@@ -77,6 +78,13 @@ class Comparison:
     lines: tuple[Line, ...]
     references: tuple[Line, ...]
     reference_note: str
+    optimizer: str
+
+    @property
+    def seeds_text(self) -> str:
+        """The number of seeds in words: 'one CEM seed'."""
+        kind = "CEM" if self.optimizer == "cem" else "planner"
+        return f"one {kind} seed" if self.seeds == 1 else f"{self.seeds} {kind} seeds"
 
     @property
     def length(self) -> str:
@@ -104,7 +112,8 @@ def compare(results: Results, horizon: int) -> Comparison:
     """
     rows = [row for row in results.rows if row.horizon == horizon]
     reference_rows = [row for row in results.references if row.horizon == horizon]
-    descends = results.protocol.get("planner", {}).get("optimizer") == "gd"
+    optimizer = results.protocol.get("planner", {}).get("optimizer", "cem")
+    descends = optimizer == "gd"
     reference_names = (RANDOM_ACTIONS,) if descends else (TRUE_SIMULATOR, RANDOM_ACTIONS)
     seeds = len({row.seed for row in rows})
     base = results.full_precision
@@ -122,6 +131,7 @@ def compare(results: Results, horizon: int) -> Comparison:
         lines=_judged(lines, base),
         references=tuple(line for line in references if line.cells),
         reference_note=NO_SIMULATOR if descends and reference_rows else "",
+        optimizer=optimizer,
     )
 
 

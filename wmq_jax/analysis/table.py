@@ -192,10 +192,10 @@ def _warnings(comparison: Comparison) -> tuple[str, ...]:
 
 def _sample_notes(comparison: Comparison) -> tuple[str, ...]:
     one_seed = comparison.seeds == 1
-    seeds = "one CEM seed" if one_seed else f"{comparison.seeds} CEM seeds"
     test = "exact McNemar test" if one_seed else "exact sign-flip test over episodes"
+    episodes = counted(comparison.episodes, "episode")
     notes = [
-        f"{counted(comparison.episodes, 'episode')}, horizon {comparison.horizon}, one checkpoint, {seeds}.",
+        f"{episodes}, horizon {comparison.horizon}, one checkpoint, {comparison.seeds_text}.",
         "Success in % of cells with its 95% Wilson interval; vs FP: paired difference in points after "
         f"{comparison.length} with its 95% Newcombe interval; p: {test}, Holm-adjusted over the "
         "variants.",
