@@ -232,8 +232,8 @@ def _protocol(results: Results, main: Comparison | None) -> Iterator[str]:
         yield page.bullets(
             (
                 f"{counted(main.episodes, 'evaluation episode')}, one checkpoint, {main.seeds_text}. All variants plan "
-                "the same episodes with the same noise, so they are compared in pairs. The intervals speak about further "
-                "episodes of this task for this checkpoint, not about other training runs.",
+                "the same episodes with the same noise, so they are compared in pairs. The intervals speak about "
+                "further episodes of this task for this checkpoint, not about other training runs.",
                 "Success rates: Wilson score intervals. Paired differences: Newcombe (1998), method 10. Tests: exact "
                 f"and two-sided ({'McNemar' if main.seeds == 1 else 'sign flips over episodes'}), after the last MPC "
                 "iteration only; adjusted over all quantized variants by Holm. Correlations: Spearman, ties by "
