@@ -267,6 +267,7 @@ def test_a_folder_in_use_keeps_its_config(tmp_path, monkeypatch, name, lock):
     "text, mode, sentence",
     [
         ("def get_config(:\n", "", "line 1 of {file}: invalid syntax"),
+        ("from my_simulator import PushBlock\n", "", "No module named 'my_simulator'"),
         ("x = 1\n", "", "{file} has no function get_config"),
         ("def get_config():\n  return {}\n", ":small", "{file} has no modes"),
         ("def get_config(mode):\n  return {}\n", "", "{file} needs a mode: FILE.py:MODE"),
