@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -129,3 +130,13 @@ def test_damaged_pictures_are_one_sentence(tmp_path, synthetic):
     (folder / "traces.npz").write_bytes(b"PK\x03\x04 torn")
     with pytest.raises(ValueError, match="traces.json and traces.npz"):
         load_results(folder)
+
+
+def test_pictures_of_an_earlier_version_are_left_out(sweep_folder, tmp_path):
+    """They do not say of which horizon they are; the rest of the folder is reported."""
+    folder = shutil.copytree(sweep_folder, tmp_path / "old")
+    index = json.loads((folder / "traces.json").read_text())
+    for entry in index[1:]:
+        del entry["horizon"]
+    (folder / "traces.json").write_text(json.dumps(index))
+    assert len(load_results(sweep_folder).traces) == len(index) > 1 == len(load_results(folder).traces)

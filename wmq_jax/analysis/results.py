@@ -101,7 +101,6 @@ class Trace:
       variant: name of the variant.
       episode: number of the episode.
       seed: of CEM's noise.
-      horizon: model actions a plan.
       outcome: 'success' or 'failure'.
       real: (K, h, w, 3) uint8, what happened.
       imagined: (K, h, w, 3) uint8, the decoded imagination of the same model actions.
@@ -114,7 +113,6 @@ class Trace:
     variant: str
     episode: int
     seed: int
-    horizon: int
     outcome: Literal["success", "failure"]
     real: np.ndarray
     imagined: np.ndarray
@@ -341,7 +339,8 @@ def _read_traces(folder: Path) -> tuple[Trace, ...]:
     try:
         # numpy leaves a damaged file open; bytes need no closing.
         with np.load(io.BytesIO(arrays.read_bytes()), allow_pickle=False) as stored:
-            return tuple(_trace(entry, stored) for entry in _read_json(index, list))
+            # Folders of earlier versions do not say of which horizon and seed their pictures are.
+            return tuple(_trace(entry, stored) for entry in _read_json(index, list) if "horizon" in entry)
     except (KeyError, TypeError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{index.name} and {arrays.name} in {folder} do not belong together: {_reason(error)}"
@@ -354,7 +353,6 @@ def _trace(entry: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> Trace:
         variant=entry["variant"],
         episode=int(entry["episode"]),
         seed=int(entry["seed"]),
-        horizon=int(entry["horizon"]),
         outcome=entry["outcome"],
         extent=tuple(float(bound) for bound in extent) if extent is not None else None,
         **{name: stored[f"{entry['key']}/{name}"] for name in ("real", "imagined", "start", "goal", "path")},

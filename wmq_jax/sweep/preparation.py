@@ -28,10 +28,9 @@ from wmq_jax.sweep.references import NO_SIMULATOR, SIMULATOR, reference_names
 from wmq_jax.sweep.settings import SweepSettings
 from wmq_jax.sweep.store import ResultsFolder
 
-# Keys of config.json that decide what a row is. The number of devices and how cells are laid out on them do not (see
-# the tests).
-IDENTITY = (
-    "rows",
+# Keys of config.json: what computes, on which model. The number of devices and how cells are laid out on them change
+# no row (see the tests).
+COMPUTED_WITH = (
     "tile",
     "platform",
     "device_kind",
@@ -42,6 +41,7 @@ IDENTITY = (
     "matmul_precision",
     "compiler",
 )
+IDENTITY = ("rows", *COMPUTED_WITH)  # what decides what a row is
 
 
 @dataclasses.dataclass(frozen=True)
@@ -292,7 +292,8 @@ def _planner_summary(settings: SweepSettings) -> dict[str, Any]:
         "horizons": list(settings.horizons),
         "mpc_iterations": mpc.iterations,
         "executed": mpc.executed,
-        **{"samples": num_samples(mpc), **dataclasses.asdict(mpc.planner)},
+        "samples": num_samples(mpc),
+        **dataclasses.asdict(mpc.planner),
         "objective": settings.objective.keep,
         "alpha": settings.objective.alpha,
     }

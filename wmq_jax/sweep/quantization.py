@@ -24,7 +24,7 @@ from wmq_jax.models import WorldModel
 from wmq_jax.planning.limits import check_range
 from wmq_jax.runtime.devices import use_compilation_cache
 from wmq_jax.sweep.calibration import drawn_episodes
-from wmq_jax.sweep.preparation import Sweep, given_identity, planning_params, prepare
+from wmq_jax.sweep.preparation import COMPUTED_WITH, Sweep, given_identity, planning_params, prepare
 from wmq_jax.sweep.run import calibration_rollouts, compile_planner
 from wmq_jax.sweep.settings import MAX_EPISODES, check_settings
 from wmq_jax.sweep.statistics_file import (
@@ -39,18 +39,7 @@ from wmq_jax.sweep.statistics_file import (
 )
 
 MODEL, STATISTICS, SUMMARY = "model", "statistics.npz", "summary.json"
-_IDENTITY = (
-    "config",
-    "statistics",
-    "tile",
-    "platform",
-    "model",
-    "params_sha256",
-    "given",
-    "xla_flags",
-    "matmul_precision",
-    "compiler",
-)
+_IDENTITY = ("config", "statistics", *COMPUTED_WITH)
 
 Log = Callable[[str], None]
 
