@@ -5,6 +5,7 @@ The data are the test part of UCI's "Optical Recognition of Handwritten Digits":
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -69,8 +70,11 @@ def accuracy(logits: jax.Array, digits: Digits) -> float:
     return float((np.argmax(logits, -1) == digits.test_labels).mean())
 
 
-def show(rows: dict[str, float]) -> None:
-    """Prints a table of accuracies."""
-    print("bits   accuracy on 497 test images")
-    for name, share in rows.items():
+def main(run: Callable[[int], dict[str, float]]) -> None:
+    """Prints a table of an example's accuracies for the seed of the command line."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--seed", type=int, default=0, help="of the split, the initial weights and the batches")
+    seed = parser.parse_args().seed
+    print(f"bits   accuracy on {TEST} test images, seed {seed}")
+    for name, share in run(seed).items():
         print(f"{name:<5}  {share:.1%}")

@@ -48,4 +48,4 @@ def run(seed: int = 0) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    data.show(run())
+    data.main(run)

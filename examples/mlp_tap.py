@@ -58,4 +58,4 @@ def run(seed: int = 0) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    data.show(run())
+    data.main(run)

@@ -2,65 +2,45 @@
 
 import dataclasses
 import json
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from examples import point_mass
 from wmq_jax import sweep as sweeps
-from wmq_jax.envs import EnvSpec, Observation, make_env, on_device, register_env
+from wmq_jax.envs import Observation, make_env, on_device, register_env
 
 pytestmark = pytest.mark.quick
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
-    """A point that moves by a share of its action, seen as a bright square. What share, no observation tells."""
-
-    image_size: int = 65
-    xp: ClassVar = jnp
+class PointOnDevice(point_mass.PointMass):
+    """The example's twin in JAX."""
 
     @property
     def spec(self):
-        name = "point" if self.xp is jnp else "point_on_host"
-        return EnvSpec(
-            name, action_dim=2, proprio_dim=2, state_dim=3, image_size=self.image_size, on_device=self.xp is jnp
-        )
+        return dataclasses.replace(super().spec, name="point_on_device", on_device=True)
 
     def reset(self, init_state):
-        start = self.xp.asarray(init_state, self.xp.float32)
-        return {"position": start[:2], "share": start[2], "steps": self.xp.zeros((), self.xp.int32)}
+        start = jnp.asarray(init_state, jnp.float32)
+        return {"position": start[:2], "share": start[2], "steps": jnp.int32(0)}
 
     def step(self, state, action):
-        moved = self.xp.clip(state["position"] + state["share"] * action, 0, self.image_size - 1)
+        moved = jnp.clip(state["position"] + state["share"] * action, 0, self.image_size - 1)
         return {**state, "position": moved, "steps": state["steps"] + 1}
 
     def observe(self, state):
-        at = self.xp.arange(self.image_size)
-        near = [abs(at - x) < 3 for x in state["position"]]
-        visual = self.xp.where(near[1][:, None] & near[0], 255, 20).astype(self.xp.uint8)
-        return Observation(self.xp.stack([visual] * 3, -1), state["position"])
-
-    def evaluate(self, state, goal_state):
-        distance = abs(state["position"] - goal_state[:2]).max()
-        return distance < 6, distance
-
-    def goal_states(self, seed):
-        random = np.random.RandomState(seed)
-        start, goal = random.uniform(8, 56, (2, 2))
-        return np.append(start, random.uniform(0.4, 0.6)), np.append(goal, 0.5)
-
-
-class PointOnHost(Point):
-    xp = np
+        x, y = (abs(jnp.arange(self.image_size) - at) < point_mass.HALF_SIDE for at in state["position"])
+        square = jnp.where(y[:, None] & x, 255, 20).astype(jnp.uint8)
+        return Observation(jnp.stack([square] * 3, -1), state["position"])
 
 
 @pytest.fixture(scope="module", autouse=True)
 def registered():
-    register_env("point", Point)
-    register_env("point_on_host", PointOnHost)
+    register_env("point_mass", point_mass.PointMass)
+    register_env("point_on_device", PointOnDevice)
 
 
 def swept(prepare, name, folder, **changes):
@@ -73,10 +53,12 @@ def swept(prepare, name, folder, **changes):
 @pytest.mark.usefixtures("quickly")
 def test_a_host_simulator_gives_the_rows_of_its_twin_on_the_device(prepare, tmp_path):
     """But for what fusing the simulator with the model rounds."""
-    ours, theirs = (swept(prepare, name, tmp_path / name, references=True) for name in ("point_on_host", "point"))
+    ours, theirs = (
+        swept(prepare, name, tmp_path / name, references=True) for name in ("point_mass", "point_on_device")
+    )
     assert len(ours) == len(theirs) == 12
     assert len({str(row["path"]) for row in ours}) == 12, "some rows do not differ: the test could not notice a mix-up"
-    episodes = json.loads((tmp_path / "point" / "episodes.json").read_text())["evaluation"]
+    episodes = json.loads((tmp_path / "point_on_device" / "episodes.json").read_text())["evaluation"]
     away = [np.abs(np.subtract(episode["init"], episode["goal"]))[:2].max() for episode in episodes]
     for one, other in zip(ours, theirs):
         assert one["initial_distance"] == pytest.approx(away[one["episode"]], rel=1e-5)
@@ -86,7 +68,7 @@ def test_a_host_simulator_gives_the_rows_of_its_twin_on_the_device(prepare, tmp_
 
 
 def test_functions_of_a_host_simulator_can_be_traced(prepare):
-    env, twin = make_env("point_on_host"), make_env("point")
+    env, twin = make_env("point_mass"), make_env("point_on_device")
     assert env.spec.on_device and on_device(env) is env and on_device(twin) is twin
     start = jnp.array([[8.0, 9.0, 0.5], [60.0, 30.0, 0.4], [1.0, 2.0, 0.6]])
 
@@ -102,20 +84,18 @@ def test_functions_of_a_host_simulator_can_be_traced(prepare):
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_host_simulator_that_changes_its_shapes_is_named():
-    class Growing(PointOnHost):
+    class Growing(point_mass.PointMass):
         def step(self, state, action):
             return {**state, "position": np.zeros(3)}
 
     env = on_device(Growing())
-    with pytest.raises(
-        Exception, match=r"environment point_on_host returned an array of shape \(3,\), and \(2,\) before"
-    ):
+    with pytest.raises(Exception, match=r"environment point_mass returned an array of shape \(3,\), and \(2,\) before"):
         jax.block_until_ready(jax.jit(env.step)(env.reset(np.zeros(3, np.float32)), np.zeros(2, np.float32)))
 
 
 def test_what_cannot_be_registered():
     with pytest.raises(ValueError, match="^there is an environment 'wall' already$"):
-        register_env("wall", Point)
-    register_env("point", Point)
+        register_env("wall", PointOnDevice)
+    register_env("point_mass", point_mass.PointMass)
     with pytest.raises(ValueError, match="^environment 'other' must be a dataclass with a field image_size$"):
         register_env("other", lambda: None)

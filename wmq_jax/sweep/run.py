@@ -117,9 +117,9 @@ def compute_rows(
     share, missing = _share(folder, table, processes)
     if not missing:
         return
-    print(f"{table.name}: compiles the planner", flush=True)
-    compiled = engine()
     label = f"{table.name}, {table.variants[shift]}" if len({cell.variant for cell in share}) == 1 else table.name
+    print(f"{label}: compiles the planner", flush=True)
+    compiled = engine()
     bar = ProgressBar(label, len(share), len(share) - len(missing), sweep.settings.mpc.iterations)
     # Episode by episode: variants that fail plan longest, so that in their own order the time left would grow on the
     # way, and an interrupted sweep would know the first variants only.

@@ -108,7 +108,7 @@ def run_stage(stage: Stage, workdir: Path, log: Callable[[str], None], save_ever
 def _progress_line(stage: Stage, done: int, metrics: Mapping[str, float], rate: float) -> str:
     losses = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
     left = rate * (stage.chunks - done)
-    return f"{stage.name} {done}/{stage.chunks}: {losses} ({left / 60:.1f} min left)"
+    return f"{stage.name}: {done}/{stage.chunks} chunks, {losses} ({left / 60:.1f} min left of this stage)"
 
 
 def _save(folder: Path, state: TrainState, done: int, seconds: float) -> None:

@@ -19,10 +19,21 @@ def describe_training(settings: TrainSettings, config: Mapping[str, Any], workdi
     lines = {
         "model": f"{start}, trained further" if start else "a new one",
         "data": f"{settings.data.train} trajectories of {config['dataset']}" if config["dataset"] else generated,
+        "stages": _stages(settings),
         "seed": settings.seed,
         "workdir": workdir,
     }
     return "\n".join(f"{name:<10} {value}" for name, value in lines.items())
+
+
+def _stages(settings: TrainSettings) -> str:
+    """What a chunk of each stage is, as progress lines count them."""
+    encoder, predictor, decoder = settings.encoder, settings.predictor, settings.decoder
+    steps = {"encoder": encoder, "decoder": decoder} if encoder is not None else {"decoder": decoder}
+    texts = {name: f"{x.steps} steps of {x.batch} frames in chunks of {x.chunk}" for name, x in steps.items()}
+    passes = f"{predictor.passes} pass{'es' * (predictor.passes > 1)}"
+    texts["predictor"] = f"{predictor.rounds} chunks, each {passes} over {predictor.shard} trajectories"
+    return "; ".join(f"{name} {texts[name]}" for name in ("encoder", "predictor", "decoder") if name in texts)
 
 
 def format_summary(summary: Mapping[str, Any]) -> str:
