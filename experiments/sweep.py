@@ -48,7 +48,8 @@ def main(config: dict[str, Any]) -> None:
             folder = sweeps.open_folder(sweep, workdir)
         print(f"{sweeps.describe(sweep)}\n{sweeps.standing(sweep, folder)}", flush=True)
         if not sweeps.run_sweep(sweep, folder):
-            print(f"this process's share is done; other processes are still at work in {folder.path}")
+            missing = sweeps.missing_text(sweep, folder)
+            print(f"this process's share is done; {missing} are left to the other processes of {folder.path}")
             return
         from wmq_jax import analysis
 

@@ -27,7 +27,12 @@ ORDER = (
     "io",
 )
 # Layers that may import less than the order allows: what of our own and of other packages they see.
-OWN_ONLY = {"examples": {"examples", "quant"}, "analysis": {"analysis", "io"}, "models": {"models"}, "io": {"io"}}
+OWN_ONLY = {
+    "examples": {"examples", "quant", "envs"},
+    "analysis": {"analysis", "io"},
+    "models": {"models"},
+    "io": {"io"},
+}
 FOREIGN_ONLY = {"analysis": {"numpy", "matplotlib"}, "quant": {"jax", "numpy"}}
 # Adapters of quant to frameworks, imported on request; the rest of quant may not import them.
 ADAPTERS = {"wmq_jax/quant/linen.py": {"flax"}, "wmq_jax/quant/nnx.py": {"flax"}}

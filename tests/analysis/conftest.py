@@ -162,6 +162,7 @@ def _write_traces(folder, rows, manifest, names):
                     "outcome": outcome,
                     "key": key,
                     "extent": [-0.5, 64.5, 64.5, -0.5],
+                    "goal": manifest["evaluation"][row["episode"]]["goal"],
                 }
             )
     np.savez_compressed(folder / "traces.npz", **arrays)

@@ -7,7 +7,7 @@ import shutil
 import numpy as np
 import pytest
 
-from wmq_jax.analysis import load_results
+from wmq_jax.analysis import format_table, load_results
 
 
 def _rows(synthetic, names=("FP32", "W8"), episodes=3):
@@ -28,7 +28,7 @@ def test_reads_a_complete_sweep(sweep_folder):
         and len(trace.real) == len(trace.path) - 1
         and trace.extent == (-0.5, 64.5, 64.5, -0.5)
     )
-    assert len(results.goals) == 16
+    assert trace.goal_position is not None and len(trace.goal_position) == 2
 
 
 def test_null_costs_are_nan(tmp_path, synthetic):
@@ -39,8 +39,8 @@ def test_null_costs_are_nan(tmp_path, synthetic):
 
 def test_journal_of_a_killed_sweep_reads_as_the_finished_one(tmp_path, synthetic):
     rows = _rows(synthetic)
-    finished = load_results(synthetic.write_folder(tmp_path / "a", rows))
-    folder = synthetic.write_folder(tmp_path / "b", rows)
+    finished = load_results(synthetic.write_folder(tmp_path / "a", rows, synthetic.variant_entries(2)))
+    folder = synthetic.write_folder(tmp_path / "b", rows, synthetic.variant_entries(2))
     (folder / "rows.jsonl").unlink()
     shuffled = random.Random(0).sample(rows, len(rows))
     synthetic.write_lines(folder / "journal" / "rows-0.jsonl", shuffled[:3])
@@ -50,6 +50,30 @@ def test_journal_of_a_killed_sweep_reads_as_the_finished_one(tmp_path, synthetic
     unfinished = load_results(folder)
     assert unfinished.rows == finished.rows
     assert not unfinished.finished and unfinished.torn_lines == 2
+
+
+def test_only_finished_episodes_of_an_unfinished_sweep_count(tmp_path, synthetic):
+    """Successes finish first: the other cells of an episode may be those that fail."""
+    rows = _rows(synthetic)
+    folder = synthetic.write_folder(tmp_path / "r", rows, synthetic.variant_entries(2))
+    (folder / "rows.jsonl").unlink()
+    synthetic.write_lines(folder / "journal" / "rows-0.jsonl", [row for row in rows if row != rows[4]])
+    references = [synthetic.make_row("true simulator", e) for e in range(3)]
+    synthetic.write_lines(folder / "journal" / "reference-0.jsonl", references)
+    results = load_results(folder)
+    assert {row.episode for row in results.rows} == {0, 2} and len(results.rows) == 4 and results.left_out == 1
+    assert len(results.references) == 3
+    left = (
+        "The sweep is not finished: this is the state so far, of the episodes that every variant has finished. 1 "
+        "finished cell of others is left out, since successes finish first."
+    )
+    assert format_table(results).endswith(left)
+
+    config = json.loads((folder / "config.json").read_text())
+    config["config"]["planner"] = {"seeds": "0, 7", "horizons": 5}
+    (folder / "config.json").write_text(json.dumps(config))
+    assert load_results(folder).rows == load_results(folder).references == (), "the second seed is missing"
+    assert format_table(load_results(folder)) == "No episode is finished yet."
 
 
 def test_an_empty_journal_is_a_sweep_without_rows(tmp_path, synthetic):
@@ -92,7 +116,6 @@ def _rewrite(change):
         (_damage("variants.json", "{}"), "must hold a JSON list, not a dict"),
         (_damage("variants.json", '[{"name": "W8"}]'), "entry 0 is not a variant: 'encoder' is missing"),
         (_damage("rows.jsonl", '{"variant"'), "rows.jsonl line 1 is not valid JSON"),
-        (_damage("episodes.json", '{"evaluation": [3]}'), "is not a manifest of episodes"),
         (_rewrite(lambda rows: rows[1].pop("seed")), "line 2 is not a row: 'seed' is missing"),
         (_rewrite(lambda rows: rows[0].update(variant="W9")), "the variant 'W9', which is not one of: FP32, W8"),
         (_rewrite(lambda rows: rows[0]["distance"].append(1.0)), "distance has 3 values for 2 iterations"),

@@ -122,6 +122,26 @@ def test_what_is_said_of_a_variant_depends_on_no_other(tmp_path, synthetic):
     assert alone.success[-1].high - alone.success[-1].low < 1.2 * (independent.high - independent.low)
 
 
+def test_a_loss_that_survives_is_named(tmp_path, synthetic):
+    rows = [synthetic.make_row("FP32", e) for e in range(1000)]
+    rows += [synthetic.make_row("W8", e, success=LOST if e < 60 else WON) for e in range(1000)]
+    rows += [synthetic.make_row("W6", e, success=LOST if e < 2 else WON) for e in range(1000)]
+    comparison = compare(load_results(synthetic.write_folder(tmp_path / "r", rows)), 5)
+    assert verdict_sentences(comparison)["survives"] == (
+        "Survives: W8, W6 (a loss of 10 points or more is excluded with 95% confidence, for each by itself; yet worse "
+        "than full precision, Holm-adjusted p < 0.05: W8)."
+    )
+
+
+def test_full_precision_alone_is_said_to_be(tmp_path, synthetic):
+    rows = [synthetic.make_row("FP32", e) for e in range(3)]
+    folder = synthetic.write_folder(tmp_path / "r", rows, synthetic.variant_entries(1))
+    comparison = compare(load_results(folder), 5)
+    said = "Full precision reaches the goal in 100% of 3 cells; there is no other variant to compare with it."
+    assert headline(comparison) == said and not verdict_sentences(comparison)
+    assert not any("McNemar" in note for note in footnotes(comparison))
+
+
 def test_one_failure_among_many_seeds_is_no_proof_of_independence(tmp_path, synthetic):
     def rate(failures):
         rows = [

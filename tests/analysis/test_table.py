@@ -60,16 +60,18 @@ def test_several_seeds_are_named(tmp_path, synthetic):
 
 
 def test_unfinished_sweeps_say_so(tmp_path, synthetic):
-    folder = synthetic.write_folder(tmp_path / "r", [])
+    folder = synthetic.write_folder(tmp_path / "r", [], synthetic.variant_entries(2))
     (folder / "rows.jsonl").unlink()
     synthetic.write_lines(
         folder / "journal" / "rows-0.jsonl",
         [synthetic.make_row("FP32", e) for e in range(3)] + [synthetic.make_row("W8")],
     )
     text = format_table(load_results(folder))
-    assert "not finished" in text and "Variants have 0 to 3 finished cells" in text
+    assert "1 episode, horizon 5" in text and text.endswith(
+        "2 finished cells of others are left out, since successes finish first."
+    )
     (folder / "journal" / "rows-0.jsonl").write_text("")
-    assert format_table(load_results(folder)) == "No cell is finished yet."
+    assert format_table(load_results(folder)) == "No episode is finished yet."
 
 
 def test_csv_holds_every_number(results):

@@ -94,6 +94,7 @@ def test_stop_is_asked_on_schedule_and_ends_the_optimisation():
     state, proposals = cem(quadratic, noise_of(config), jnp.zeros((3, 2)), config, stop)
     jax.effects_barrier()
     taken = int((np.asarray(proposals.std).sum((1, 2)) > 0).sum())
+    assert taken == proposals.taken
     assert taken < config.steps and taken == 2 * len(asked)
     assert np.linalg.norm(asked[-1] - TARGET) < 1.0
     assert all(np.linalg.norm(mean - TARGET) >= 1.0 for mean in asked[:-1])

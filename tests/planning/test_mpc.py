@@ -74,7 +74,7 @@ def test_all_frames_of_the_simulator_are_its_path():
     np.testing.assert_allclose(frames.proprio[:, 0], np.tile(NORMALIZER.normalize_proprio(start), (3, 1)), rtol=1e-6)
     for n in range(3):
         _, path = execute(problem_of(), start, actions[n], 4)
-        np.testing.assert_allclose(frames.proprio[n, 1:], NORMALIZER.normalize_proprio(path), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(frames.proprio[n, 1:], NORMALIZER.normalize_proprio(path[1:]), rtol=1e-5, atol=1e-6)
     short = model.rollout(None, start, actions, jnp.int32(2), "all")
     np.testing.assert_array_equal(short.proprio[:, :3], frames.proprio[:, :3])
     np.testing.assert_array_equal(short.proprio[:, 3:], 0)
@@ -90,6 +90,7 @@ def test_only_the_executed_part_of_a_plan_moves_the_agent():
         moved = 2 * 0.1 * 1.5 * FRAMESKIP * count
         np.testing.assert_allclose(state, [10.0 + moved, 30.0 + moved], rtol=1e-5)
         np.testing.assert_allclose(path[-1], state, rtol=1e-6)
+        np.testing.assert_array_equal(path[0], [10.0, 30.0])
 
 
 @pytest.mark.parametrize("executed", [1, 3])
@@ -123,7 +124,7 @@ def test_a_plan_that_already_succeeds_ends_the_optimisation():
     """The published planner's check: with the goal at the start, staying put succeeds after the first step."""
     planner = CEMConfig(64, 8, 6, init_std=0.01, check_every=1)
     _, record = iterate(problem_of(planner=planner), [20.0, 30.0], [20.5, 30.0])
-    assert (np.asarray(record.proposals.std).sum((1, 2)) > 0).sum() == 1
+    assert (np.asarray(record.proposals.std).sum((1, 2)) > 0).sum() == 1 == record.proposals.taken
 
 
 def test_nonfinite_costs_are_marked_and_actions_stay_finite():

@@ -1,10 +1,14 @@
 """Calibration batches: the plans that the planner considered, where it considered them."""
 
+import types
+
+import jax
 import numpy as np
 import pytest
 
 from wmq_jax.models.image import normalize_image
-from wmq_jax.sweep.calibration import planner_rollouts
+from wmq_jax.planning import Proposals
+from wmq_jax.sweep.calibration import considered_plans, planner_rollouts
 from wmq_jax.sweep.cells import Cell
 from wmq_jax.sweep.run import build_engine
 from wmq_jax.sweep.scheduler import run_cells
@@ -34,3 +38,20 @@ def test_plans_and_frames_are_the_planners(prepare):
     before = [starts[0], records[0].env_state, starts[1], records[2].env_state]
     for (visual, _, _), state in zip(batches, before, strict=True):
         np.testing.assert_allclose(visual[0, 0], normalize_image(env.observe(state).visual), atol=1e-6)
+
+
+def test_steps_that_an_early_end_left_out_are_not_looked_at(prepare):
+    problem = prepare(variants="fp").problem
+    shape = problem.config.horizon, problem.action_dim
+    mean = np.zeros((5, *shape), np.float32)
+    std = np.zeros((5, *shape), np.float32)
+    mean[:2], std[:2] = [np.full(shape, 3.0), np.full(shape, -3.0)], 0.1
+    plans = {}
+    for taken, steps in ((5, 5), (2, 2)):
+        record = types.SimpleNamespace(proposals=Proposals(mean[:steps], std[:steps], np.int32(taken)))
+        plans[taken] = considered_plans(problem, record, jax.random.key(0), 0, 4).reshape(steps, 4, *shape)
+    record = types.SimpleNamespace(proposals=Proposals(mean, std, np.int32(2)))
+    found = considered_plans(problem, record, jax.random.key(0), 0, 4).reshape(5, 4, *shape)
+    np.testing.assert_array_equal(found[:2], plans[5][:2])
+    np.testing.assert_array_equal(found, plans[2][np.array([0, 1, 0, 1, 0])])
+    assert (plans[5][2:] == 0).all(), "what the zeros of steps not taken would be"

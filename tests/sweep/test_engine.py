@@ -36,7 +36,7 @@ def lines(sweep, engine, cells):
     assert sorted(done.cell for done in finished) == sorted(cells)
     config = sweep.problem.config
     return {
-        done.cell: to_line(make_row(done.cell, sweep.names[done.cell.variant], done.records, sweep.evaluation, config))
+        done.cell: to_line(make_row(done.cell, sweep.names[done.cell.variant], done.records, config))
         for done in finished
     }
 

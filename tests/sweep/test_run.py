@@ -111,6 +111,13 @@ def test_references_are_of_every_seed_and_a_start_says_what_was_asked_for(prepar
     starts = [json.loads(line) for line in lines(tmp_path, "starts.jsonl")]
     assert [start["references"] for start in starts] == [False, True]
 
+    first, second = (prepare(process=process, processes=2, **more) for process in (0, 1))
+    assert not run(first, tmp_path / "shared")
+    text = "1 cell of the rows and 2 cells of the reference"
+    assert sweeps.missing_text(first, sweeps.open_folder(first, tmp_path / "shared")) == text
+    assert run(second, tmp_path / "shared"), "references are shared as rows are"
+    assert lines(tmp_path / "shared", "reference.jsonl") == lines(tmp_path, "reference.jsonl")
+
 
 @pytest.mark.slow
 def test_methods_mix_in_one_run(prepare, alone, tmp_path):
@@ -128,7 +135,7 @@ def test_methods_mix_in_one_run(prepare, alone, tmp_path):
         "OmniQuant W3",
     ]
     assert list(dict.fromkeys(row["variant"] for row in rows)) == titles
-    assert all(row["initial_cost"] == row["initial_cost"] for row in rows), "no NaN"
+    assert all(row["initial_cost"] is not None and row["nonfinite_iteration"] is None for row in rows)
     costs = {tuple(row["initial_cost"] for row in rows if row["variant"] == title) for title in titles[1:]}
     assert len(costs) == len(titles) - 1, "every method is another model"
     # The bias that OmniQuant's shift needs adds zeros to the others.

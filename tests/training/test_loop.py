@@ -122,5 +122,7 @@ def test_a_damaged_folder_is_named(tmp_path):
     with pytest.raises(ValueError, match="progress.json is damaged"):
         run_stage(toy_stage(), tmp_path, silent)
     (tmp_path / "toy" / "progress.json").write_text(json.dumps({"chunks": 2, "seconds": 1.0}))
-    with pytest.raises(FileNotFoundError, match="state_000002"):
+    with pytest.raises(
+        ValueError, match="toy lacks state_000002, which its progress.json names; delete .*toy to train"
+    ):
         run_stage(toy_stage(), tmp_path, silent)

@@ -22,7 +22,7 @@ def filmstrip_size(trace: Trace) -> tuple[float, float]:
     return _frames_left() + len(_chosen_frames(trace)) * (_SIDE + _GAP), 0.12 + 2 * _TEXT + 2 * _SIDE + _GAP + _TEXT
 
 
-def draw_filmstrip(fig: "Figure", trace: Trace, goal: tuple[float, ...] | None) -> None:
+def draw_filmstrip(fig: "Figure", trace: Trace) -> None:
     """Start and goal, the path, and evenly spread frames of reality above those that the model imagined.
 
     The layout is in inches on one canvas: pictures of known sizes need no search for a layout.
@@ -30,7 +30,6 @@ def draw_filmstrip(fig: "Figure", trace: Trace, goal: tuple[float, ...] | None) 
     Args:
       fig: to draw on.
       trace: of the cell.
-      goal: position of the goal in the path's coordinates, if known.
     """
     fig.set_layout_engine("none")
     width, height = filmstrip_size(trace)
@@ -42,10 +41,10 @@ def draw_filmstrip(fig: "Figure", trace: Trace, goal: tuple[float, ...] | None) 
     _caption(canvas, "start", _GAP + _SIDE / 2, upper + _SIDE, "bottom")
     _caption(canvas, "goal", _GAP + _SIDE / 2, lower, "top")
     side = 2 * _SIDE + _GAP
-    _path(fig.add_axes(((_SIDE + 2 * _GAP) / width, lower / height, side / width, side / height)), trace, goal)
+    _path(fig.add_axes(((_SIDE + 2 * _GAP) / width, lower / height, side / width, side / height)), trace)
     _caption(
         canvas,
-        "path from start (dot)" + (" to goal (star)" if goal is not None else ""),
+        "path from start (dot)" + (" to goal (star)" if _has_star(trace) else ""),
         _SIDE + 2 * _GAP + side / 2,
         upper + _SIDE,
         "bottom",
@@ -93,16 +92,22 @@ def _caption(canvas: "Axes", text: str, x: float, y: float, va: str) -> None:
     canvas.text(x, y + (0.03 if va == "bottom" else -0.04), text, ha="center", va=va, fontsize=8)
 
 
-def _path(ax: "Axes", trace: Trace, goal: tuple[float, ...] | None) -> None:
+def _has_star(trace: Trace) -> bool:
+    return trace.path.shape[1] == 2 and trace.goal_position is not None
+
+
+def _path(ax: "Axes", trace: Trace) -> None:
     """The path over the faded start picture where its extent is known, else on plain axes with y downwards."""
     path, colour = trace.path, style.TONES["survives"].light
+    if path.shape[1] == 1:  # over model actions
+        path = np.column_stack([np.arange(len(path)), path])
     if trace.extent is not None:
         ax.imshow(trace.start, extent=trace.extent, alpha=0.3, interpolation="nearest")
     ax.plot(path[:, 0], path[:, 1], color=colour, linewidth=1.6, alpha=0.9)
     ax.plot(path[1:, 0], path[1:, 1], ".", color=colour, markersize=4)
     ax.plot(*path[0], "o", color=style.INK, markersize=6)
-    if goal is not None and len(goal) >= 2:
-        ax.plot(goal[0], goal[1], "*", color=style.TONES["falls"].light, markersize=11)
+    if _has_star(trace):
+        ax.plot(*trace.goal_position, "*", color=style.TONES["falls"].light, markersize=11)
     if trace.extent is not None:
         ax.set_xlim(trace.extent[:2])
         ax.set_ylim(trace.extent[2:])

@@ -15,6 +15,7 @@ from wmq_jax.analysis.results import Results
 from wmq_jax.analysis.style import EFFECT_TONES
 from wmq_jax.analysis.summary import Comparison, Line, baseline_caveat, headline, verdict_sentences
 from wmq_jax.analysis.table import METHODS_NOTE, columns, footnotes, method_texts
+from wmq_jax.analysis.unfinished import unfinished_note
 from wmq_jax.io.wording import counted
 
 
@@ -61,7 +62,7 @@ def _opening(results: Results, main: Comparison | None) -> Iterator[str]:
         if caveat:
             yield page.paragraph(caveat)
     if not results.finished:
-        yield page.paragraph("The sweep is not finished: this is the state so far.", "note")
+        yield page.paragraph(unfinished_note(results.left_out), "note")
 
 
 def _survival(main: Comparison, charts: Mapping[str, str]) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 Every variant plans the same episodes with the same noise, so a difference is one of pairs. Seeds of one episode are no
 independent cells: how alike they are enters the intervals. Every rate and every difference is of its own cells alone,
-so that no variant's figures depend on which others a sweep has.
+so that no variant's figures depend on which others a sweep has; Holm's adjustment does, as it must.
 """
 
 import collections
@@ -47,6 +47,11 @@ class Difference:
     lost: int
     p_value: float
     p_adjusted: float | None
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether the variant is worse than the base, by the adjusted test."""
+        return self.estimate < 0 and self.p_adjusted is not None and self.p_adjusted < LEVEL
 
 
 Pairs = Sequence[tuple[Row, Row]]

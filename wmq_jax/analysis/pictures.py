@@ -57,7 +57,7 @@ def draw_pictures(
     for trace in results.traces:
         name = re.sub(r"[^a-z0-9]+", "_", f"rollout_{trace.variant}_{trace.outcome}".lower())
         with style.figure(*filmstrip_size(trace)) as fig:
-            draw_filmstrip(fig, trace, results.goals.get(trace.episode))
+            draw_filmstrip(fig, trace)
             yield Picture(name, style.to_png(fig), trace=trace)
 
 

@@ -16,6 +16,8 @@ from typing import Any, Literal
 
 import numpy as np
 
+from wmq_jax.analysis.unfinished import complete_episodes
+
 FULL_PRECISION = "fp"  # the spec of the unquantized variant
 TRUE_SIMULATOR = "true simulator"
 RANDOM_ACTIONS = "random actions"
@@ -70,7 +72,8 @@ class Row:
       initial_cost: the objective at the start.
       initial_distance: true state distance at the start.
       nonfinite_iteration: the iteration, counted from 1, in which the plans became non-finite; None if they never did.
-      path: (K, 2) float64, positions after every model action, the start first.
+      path: (K, 2) float64, or (K, 1) where proprioception is one number: positions after every model action, the start
+        first.
     """
 
     variant: str
@@ -106,7 +109,8 @@ class Trace:
       imagined: (K, h, w, 3) uint8, the decoded imagination of the same model actions.
       start: (h, w, 3) uint8.
       goal: (h, w, 3) uint8.
-      path: (K', 2) positions.
+      path: (K', 2) positions, or (K', 1).
+      goal_position: the goal in the path's coordinates; None in folders of earlier versions.
       extent: (left, right, bottom, top) of the image in the path's coordinates, if the index gives it.
     """
 
@@ -119,6 +123,7 @@ class Trace:
     start: np.ndarray
     goal: np.ndarray
     path: np.ndarray
+    goal_position: tuple[float, ...] | None
     extent: tuple[float, float, float, float] | None = None
 
 
@@ -130,12 +135,12 @@ class Results:
       folder: where it was read.
       protocol: `config.json` as saved.
       variants: in the sweep's order, full precision first when it was computed.
-      rows: the cells computed so far, in canonical order.
+      rows: the finished cells, in canonical order; of an unfinished sweep, those of episodes that are finished.
       references: rows of the true simulator and of random actions.
       noise_floor: rows of the same cells at another tile size.
-      goals: episode -> goal state of the evaluation episodes.
       traces: pictures of chosen cells.
       finished: whether the sweep wrote its final rows.
+      left_out: finished cells of episodes that are not.
       torn_lines: journal lines left out because a kill tore them.
       starts: what each start of the sweep computed with: time, git_revision, versions, device; empty for old folders.
     """
@@ -146,9 +151,9 @@ class Results:
     rows: tuple[Row, ...]
     references: tuple[Row, ...]
     noise_floor: tuple[Row, ...]
-    goals: Mapping[int, tuple[float, ...]]
     traces: tuple[Trace, ...]
     finished: bool
+    left_out: int
     torn_lines: int
     starts: tuple[Mapping[str, Any], ...]
 
@@ -190,17 +195,18 @@ def load_results(folder: str | Path) -> Results:
     finished = (folder / "rows.jsonl").is_file()
     if not finished and not (folder / "journal").is_dir():
         raise FileNotFoundError(f"{folder} has neither rows.jsonl nor a journal, so nothing was computed in it yet")
-    rows, torn = _read_table(folder, "rows", names)
+    found, torn = _read_table(folder, "rows", names)
+    rows = found if finished else complete_episodes(found, names, protocol)
     return Results(
         folder=folder,
         protocol=protocol,
         variants=variants,
         rows=rows,
-        references=_read_table(folder, "reference", (TRUE_SIMULATOR, RANDOM_ACTIONS))[0],
+        references=_read_references(folder, protocol),
         noise_floor=_read_table(folder, "noise_floor", names)[0],
-        goals=_read_goals(folder / "episodes.json"),
         traces=_read_traces(folder),
         finished=finished,
+        left_out=len(found) - len(rows),
         torn_lines=torn,
         starts=_read_starts(folder / "starts.jsonl"),
     )
@@ -242,6 +248,16 @@ def _read_table(folder: Path, name: str, order: Iterable[str]) -> tuple[tuple[Ro
         found, damaged = _parse_lines(path, tolerant=True)
         rows, torn = rows + found, torn + damaged
     return _canonical(rows, order), torn
+
+
+def _read_references(folder: Path, protocol: Mapping[str, Any]) -> tuple[Row, ...]:
+    """Rows of the references, of whose journals each counts for itself."""
+    names = TRUE_SIMULATOR, RANDOM_ACTIONS
+    rows, _ = _read_table(folder, "reference", names)
+    if (folder / "reference.jsonl").is_file():
+        return rows
+    parts = [complete_episodes([row for row in rows if row.variant == name], [name], protocol) for name in names]
+    return sum(parts, ())
 
 
 def _parse_lines(path: Path, tolerant: bool) -> tuple[list[Row], int]:
@@ -288,7 +304,7 @@ def _row(entry: Mapping[str, Any]) -> Row:
     for name in ("initial_cost", "initial_distance"):
         fields[name] = _number(fields[name])
     fields["path"] = np.asarray(fields["path"], dtype=float)
-    if fields["path"].ndim != 2 or fields["path"].shape[1] != 2 or not len(fields["path"]):
+    if fields["path"].ndim != 2 or fields["path"].shape[1] not in (1, 2) or not len(fields["path"]):
         raise ValueError(
             f"path must be a list of [x, y] that begins with the start, not of shape {fields['path'].shape}"
         )
@@ -323,15 +339,6 @@ def _same(first: Row, second: Row) -> bool:
     return repr(first) == repr(second) and np.array_equal(first.path, second.path, equal_nan=True)
 
 
-def _read_goals(path: Path) -> dict[int, tuple[float, ...]]:
-    if not path.is_file():
-        return {}
-    try:
-        return {int(entry["episode"]): tuple(entry["goal"]) for entry in _read_json(path, dict)["evaluation"]}
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{path} is not a manifest of episodes: {_reason(error)}") from None
-
-
 def _read_traces(folder: Path) -> tuple[Trace, ...]:
     index, arrays = folder / "traces.json", folder / "traces.npz"
     if not (index.is_file() and arrays.is_file()):
@@ -355,6 +362,7 @@ def _trace(entry: Mapping[str, Any], stored: Mapping[str, np.ndarray]) -> Trace:
         seed=int(entry["seed"]),
         outcome=entry["outcome"],
         extent=tuple(float(bound) for bound in extent) if extent is not None else None,
+        goal_position=tuple(goal) if (goal := entry.get("goal")) is not None else None,
         **{name: stored[f"{entry['key']}/{name}"] for name in ("real", "imagined", "start", "goal", "path")},
     )
 

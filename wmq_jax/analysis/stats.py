@@ -108,7 +108,7 @@ def mcnemar_exact(first_only: int, second_only: int) -> float:
       second_only: pairs that only the second arm solved, >= 0.
 
     Returns:
-      The p-value in (0, 1]; 1 when no pair is discordant.
+      The p-value; 1 when no pair is discordant, 0 where it is below the smallest float.
 
     Raises:
       ValueError: a negative count.
@@ -131,7 +131,7 @@ def sign_flip_test(differences: Sequence[int]) -> float:
       differences: one integer an independent unit (an episode).
 
     Returns:
-      The p-value in (0, 1].
+      The p-value; 0 where it is below the smallest float.
     """
     sizes = [abs(int(d)) for d in differences if d]
     reach = sum(sizes)

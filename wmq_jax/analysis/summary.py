@@ -20,6 +20,7 @@ from wmq_jax.analysis.paired import (
 )
 from wmq_jax.analysis.results import RANDOM_ACTIONS, TRUE_SIMULATOR, Results, Row, Variant
 from wmq_jax.analysis.stats import PairedTable, newcombe_paired_interval
+from wmq_jax.analysis.unfinished import NO_ROWS
 from wmq_jax.io.wording import counted
 
 # Under gradient descent, folders of earlier versions have rows of the true simulator that are no ceiling.
@@ -143,11 +144,14 @@ def main_comparison(results: Results) -> Comparison | None:
 def headline(comparison: Comparison | None) -> str:
     """Who survives, in a sentence or two; None stands for a sweep without any row."""
     if comparison is None:
-        return "No cell is finished yet."
+        return NO_ROWS
     judged = [line for line in comparison.lines if line.difference is not None]
-    if not judged:
+    base = comparison.line(comparison.full_precision) if comparison.full_precision is not None else None
+    if base is None or not base.cells:
         return "There is no full-precision variant to compare with: success rates only."
-    base = comparison.line(comparison.full_precision)
+    if not judged:
+        rate = f"{base.success[-1].estimate:.0%} of {counted(base.cells, 'cell')}"
+        return f"Full precision reaches the goal in {rate}; there is no other variant to compare with it."
     survivors = comparison.with_verdict("survives")
     undecided, fallen = len(comparison.with_verdict("undecided")), len(comparison.with_verdict("falls"))
     counts = [f"{'survives' if len(survivors) == 1 else 'survive'}"]
@@ -175,6 +179,10 @@ def verdict_sentences(comparison: Comparison) -> dict[Verdict, str]:
     }
     separator = "; " if any("," in line.name for line in comparison.lines) else ", "
     names = {verdict: separator.join(line.name for line in comparison.with_verdict(verdict)) for verdict in meaning}
+    # Both can hold of many episodes; surviving then comes first, since it is the larger question.
+    worse = [line.name for line in comparison.with_verdict("survives") if line.difference.is_loss]
+    if worse:
+        meaning["survives"] += f"; yet worse than full precision, Holm-adjusted p < {LEVEL:g}: {separator.join(worse)}"
     return {
         verdict: f"{verdict.capitalize()}: {names[verdict]} ({meaning[verdict]})."
         for verdict in meaning
@@ -241,6 +249,6 @@ def _judged(lines: Sequence[Line], base: Variant | None) -> tuple[Line, ...]:
 def _verdict(difference: Difference) -> Verdict:
     if difference.low > -SURVIVAL_MARGIN:
         return "survives"
-    if difference.estimate < 0 and difference.p_adjusted < LEVEL:
+    if difference.is_loss:
         return "falls"
     return "undecided"

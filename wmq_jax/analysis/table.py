@@ -10,6 +10,7 @@ from wmq_jax.analysis.methods import MethodEntry, MethodTable, methods_sentence
 from wmq_jax.analysis.paired import LEVEL, Difference, Rate
 from wmq_jax.analysis.results import ModulePrecision, Results, Variant
 from wmq_jax.analysis.summary import SURVIVAL_MARGIN, Comparison, Line, baseline_caveat, compare, verdict_sentences
+from wmq_jax.analysis.unfinished import NO_ROWS, unfinished_note
 from wmq_jax.io.wording import counted
 
 WIDTH = 120
@@ -37,9 +38,9 @@ def format_table(results: Results) -> str:
     """The terminal table of a results folder, one block a horizon, with its footer."""
     blocks = [terminal_table(compare(results, horizon)) for horizon in results.horizons]
     if not blocks:
-        return "No cell is finished yet."
+        return NO_ROWS
     if not results.finished:
-        blocks.append("The sweep is not finished: this is the state so far.")
+        blocks.append(unfinished_note(results.left_out))
     return "\n\n".join(blocks)
 
 
@@ -194,19 +195,17 @@ def _sample_notes(comparison: Comparison) -> tuple[str, ...]:
     one_seed = comparison.seeds == 1
     test = "exact McNemar test" if one_seed else "exact sign-flip test over episodes"
     episodes = counted(comparison.episodes, "episode")
+    success = "Success in % of cells with its 95% Wilson interval"
+    compared = (
+        f"; vs FP: paired difference in points after {comparison.length} with its 95% Newcombe interval; p: {test}, "
+        "Holm-adjusted over the variants"
+    )
     notes = [
         f"{episodes}, horizon {comparison.horizon}, one checkpoint, {comparison.seeds_text}.",
-        "Success in % of cells with its 95% Wilson interval; vs FP: paired difference in points after "
-        f"{comparison.length} with its 95% Newcombe interval; p: {test}, Holm-adjusted over the "
-        "variants.",
+        success + compared * any(line.difference is not None for line in comparison.lines) + ".",
     ]
     if comparison.reference_note:
         notes.append(f"{comparison.reference_note[0].upper()}{comparison.reference_note[1:]}.")
-    counts = [line.cells for line in comparison.lines]
-    if len(set(counts)) > 1:
-        notes.append(
-            f"Variants have {min(counts)} to {max(counts)} finished cells; differences use the cells that both have."
-        )
     if not one_seed:
         notes.append(
             "Seeds of one episode are not independent: counts are divided by their design effect (Rao and Scott)."

@@ -56,10 +56,12 @@ class Proposals(NamedTuple):
     Attributes:
       mean: (T, ..., H, A) normalised actions.
       std: (T, ..., H, A).
+      taken: int32, how many of the steps were taken.
     """
 
     mean: chex.Array
     std: chex.Array
+    taken: chex.Array
 
 
 class CEMState(NamedTuple):
@@ -141,7 +143,7 @@ def cem(
 
     def step(carry):
         index, stopped, state, trace = carry
-        trace = Proposals(trace.mean.at[index].set(state.mean), trace.std.at[index].set(state.std))
+        trace = Proposals(trace.mean.at[index].set(state.mean), trace.std.at[index].set(state.std), index + 1)
         state = cem_step(state, noise(index), cost, config)
         if stop is not None and config.check_every:
             check = (index + 1) % config.check_every == 0
@@ -149,6 +151,6 @@ def cem(
         return index + 1, stopped, state, trace
 
     empty = jnp.zeros((config.steps, *mean.shape), mean.dtype)
-    start = (jnp.int32(0), jnp.bool_(False), cem_init(mean, config), Proposals(empty, empty))
+    start = (jnp.int32(0), jnp.bool_(False), cem_init(mean, config), Proposals(empty, empty, jnp.int32(0)))
     _, _, state, trace = jax.lax.while_loop(keep_on, step, start)
     return state, trace

@@ -129,7 +129,7 @@ class IterationRecord(NamedTuple):
 
     Attributes:
       actions: (H, A) the plan, normalised.
-      path: (H, p) proprioception after each executed model action; later rows repeat the last one.
+      path: (H + 1, p) proprioception before and after each executed model action; later rows repeat the last one.
       predicted_cost, realised_cost, initial_cost: float32: imagined for the plan, measured on the real outcome (latest
         frame against goal), and measured before acting.
       distance, initial_distance: float32, true distance to the goal after and before acting.
@@ -188,14 +188,14 @@ def _optimise(problem, rollout, goal, warm, warm_length, noise, horizon, stop):
     started = (jnp.arange(warm.shape[0]) < warm_length)[:, None]
     if isinstance(settings, RandomConfig):
         actions = settings.std * noise(0)[0]
-        proposals = Proposals(jnp.zeros_like(actions)[None], jnp.full_like(actions, settings.std)[None])
-        return actions, jnp.bool_(True), proposals
+        spread = jnp.full_like(actions, settings.std)
+        return actions, jnp.bool_(True), Proposals(jnp.zeros_like(actions)[None], spread[None], jnp.int32(1))
     if isinstance(settings, GDConfig):
         # The step after the last is nobody's: its noise is the initial plan.
         initial = jnp.where(started, warm, noise(settings.steps)[0])
         cost = _static_frame_cost(problem, rollout, goal, horizon)
         plans, finite, trace = gd(cost, noise, initial[None], settings)
-        return plans[0], finite[0], Proposals(trace[:, 0], jnp.zeros_like(trace[:, 0]))
+        return plans[0], finite[0], Proposals(trace[:, 0], jnp.zeros_like(trace[:, 0]), jnp.int32(settings.steps))
     cost = lambda plans: problem.objective.cost(rollout(plans, horizon, problem.objective.keep), goal, horizon)
     state, proposals = cem(cost, noise, jnp.where(started, warm, 0.0), settings, stop)
     return state.mean, state.finite, proposals
@@ -254,8 +254,8 @@ def execute(problem: Problem, env_state: Any, actions: chex.Array, count: chex.N
     """Executes the first ``count`` of the model actions (H, A), normalised.
 
     Returns:
-      The environment's state, and proprioception (H, p) after each model action; rows from ``count`` on repeat the
-      last.
+      The environment's state, and proprioception (H + 1, p) before and after each model action; rows after ``count``
+      repeat the last.
     """
     length = actions.shape[0]
     raw = problem.normalizer.denormalize_action(actions.reshape(length, problem.frameskip, -1))
@@ -263,11 +263,11 @@ def execute(problem: Problem, env_state: Any, actions: chex.Array, count: chex.N
     def model_action(index, carry):
         env_state, path = carry
         env_state, _ = env_rollout(problem.env, env_state, raw[index])
-        repeat = jnp.arange(length)[:, None] >= index
+        repeat = jnp.arange(length + 1)[:, None] > index
         return env_state, jnp.where(repeat, problem.env.observe(env_state).proprio, path)
 
     start = problem.env.observe(env_state).proprio
-    path = jnp.broadcast_to(start, (length, *start.shape))
+    path = jnp.broadcast_to(start, (length + 1, *start.shape))
     return jax.lax.fori_loop(0, count, model_action, (env_state, path))
 
 

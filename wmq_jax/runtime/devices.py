@@ -1,8 +1,11 @@
 """Settings of a process that make what it computes independent of how many devices and cores it has."""
 
+import math
 import os
 
 import jax
+
+from wmq_jax.runtime.container import quota_cores
 
 # One ulp flips a rounding and a rounding flips an elite, so a sum must not be split differently when more threads are
 # free, nor a kernel be chosen by how long it happened to take.
@@ -40,8 +43,9 @@ def configure(devices: int = 0, distributed: bool = False) -> None:
 
 
 def available_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those it may run on, and no more than its container's share of time is worth."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, math.ceil(min(cores, quota_cores())))
 
 
 def use_compilation_cache(folder: str | os.PathLike) -> None:

@@ -19,7 +19,7 @@ from wmq_jax.sweep.quantization import (
     prepare_quantization,
     run_quantization,
 )
-from wmq_jax.sweep.run import run_sweep, standing
+from wmq_jax.sweep.run import missing_text, run_sweep, standing
 from wmq_jax.sweep.scheduler import run_cells
 from wmq_jax.sweep.settings import SweepSettings, check_settings
 from wmq_jax.sweep.store import ResultsFolder
@@ -38,6 +38,7 @@ __all__ = [
     "configure",
     "describe",
     "make_manifest",
+    "missing_text",
     "open_folder",
     "default_workdir",
     "describe_quantization",

@@ -27,11 +27,15 @@ from wmq_jax.sweep.scheduler import run_cells
 def considered_plans(
     problem: Problem, record: IterationRecord, key: chex.PRNGKey, iteration: chex.Numeric, samples: int
 ) -> chex.Array:
-    """Plans (T * samples, H, A) that an MPC iteration considered: the first ``samples`` of each of its T steps."""
+    """Plans (T * samples, H, A) that an MPC iteration considered: the first ``samples`` of each of its T steps.
+
+    Where the optimisation ended early, the steps that it took stand again, in turn, for those that it did not.
+    """
     noise = step_noise(problem, key, iteration)
-    steps = jnp.arange(record.proposals.mean.shape[0])
+    mean, std, taken = jax.tree.map(jnp.asarray, record.proposals)
+    steps = jnp.arange(mean.shape[0]) % taken
     # A loop, since XLA's CPU backend takes 3 s to compile the noise of several steps at once and 0.7 s for that of one.
-    plans = jax.lax.map(lambda x: sample_plans(x[1], x[2], noise(x[0]))[:samples], (steps, *record.proposals))
+    plans = jax.lax.map(lambda step: sample_plans(mean[step], std[step], noise(step))[:samples], steps)
     return plans.reshape(-1, *plans.shape[2:])
 
 

@@ -8,6 +8,7 @@ import jax
 
 from wmq_jax.models import WorldModelConfig
 from wmq_jax.planning import CEMConfig, GDConfig, MPCConfig
+from wmq_jax.runtime.container import free_bytes
 
 FLOAT = 4  # bytes
 # A token's simultaneous activations in a pre-norm block: the residual, its norm, q, k, v and attention output, and the
@@ -77,7 +78,11 @@ def available_bytes() -> int:
 
 
 def _host_bytes() -> int:
-    """Memory of the host that can be had without swapping; where the system does not say, all of it."""
+    """Memory of the host that can be had without swapping (where it does not say, all), within a container's limit."""
+    return int(min(_machine_bytes(), free_bytes()))
+
+
+def _machine_bytes() -> int:
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
         fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)

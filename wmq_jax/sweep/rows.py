@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from wmq_jax.envs.manifest import Manifest
 from wmq_jax.io import object_of
 from wmq_jax.planning import IterationRecord, MPCConfig, num_executed
 from wmq_jax.sweep.cells import Cell
@@ -20,28 +19,25 @@ def _number(value: np.ndarray) -> float | None:
     return float(str(np.float32(value))) if math.isfinite(value) else None
 
 
-def make_row(
-    cell: Cell, name: str, records: Sequence[IterationRecord], manifest: Manifest, config: MPCConfig
-) -> dict[str, Any]:
+def make_row(cell: Cell, name: str, records: Sequence[IterationRecord], config: MPCConfig) -> dict[str, Any]:
     """The row of a finished cell.
 
     Args:
       cell: what was computed.
       name: the variant's name.
       records: one per executed MPC iteration.
-      manifest: where the episode started and should end.
       config: how many iterations there could be and how many model actions each executes.
 
     Returns:
       A dictionary that JSON can hold. ``success`` has one entry per MPC iteration, filled forward once it is true;
-      costs and distances have one per executed iteration; ``path`` has the start and then one position per executed
-      model action.
+      costs and distances have one per executed iteration; ``path`` has the first two numbers of proprioception at the
+      start and after every executed model action.
     """
     succeeded = [bool(record.success) for record in records]
     sticky = succeeded + [succeeded[-1]] * (config.iterations - len(records))
     wild = [k for k, record in enumerate(records, start=1) if not record.finite]
     count = int(num_executed(config, cell.horizon))
-    path = [manifest.init[cell.episode]] + [place for record in records for place in record.path[:count]]
+    path = [records[0].path[0], *(place for record in records for place in record.path[1 : count + 1])]
     return {
         "variant": name,
         "seed": cell.seed,

@@ -7,6 +7,7 @@ from typing import Any
 
 from wmq_jax import quantized
 from wmq_jax.io import write_json
+from wmq_jax.io.wording import counted
 from wmq_jax.models import WorldModel
 from wmq_jax.sweep import references
 from wmq_jax.sweep.calibration import dataset_rollouts, planner_rollouts
@@ -22,7 +23,8 @@ from wmq_jax.sweep.traces import save_traces, traced_variants
 # What of a sweep's record may change between one start and the next.
 MADE_WITH = ("git_revision", "versions", "device")
 
-# Names of the tables beside that of the rows.
+# Names of the tables.
+ROWS = "rows"
 REFERENCE = "reference"
 NOISE_FLOOR = "noise_floor"
 
@@ -90,6 +92,10 @@ class Table:
     variants: Sequence[str]
     cells: Sequence[Cell]
 
+    def share(self, process: int, processes: int) -> "Table":
+        """What process number ``process`` of ``processes`` computes: by place in the table, whatever is done."""
+        return dataclasses.replace(self, cells=self.cells[process::processes])
+
     def key(self, cell: Cell) -> tuple[Any, ...]:
         """The row key of a cell."""
         return self.variants[cell.variant], cell.seed, cell.horizon, cell.episode
@@ -101,26 +107,24 @@ def compute_rows(
     table: Table,
     engine: Callable[[], Engine],
     shift: int = 0,
-    processes: int = 1,
 ) -> None:
-    """Computes the rows that the folder lacks, or this process's share of them.
+    """Computes the rows that the folder lacks.
 
     Args:
       sweep: the sweep.
       folder: where rows go, one by one as cells finish.
-      table: what is wanted.
+      table: what is wanted of this process.
       engine: makes the engine; called only if something is missing.
       shift: number of the table's variant that is row 0 of the engine's own table.
-      processes: how many processes share the table. A cell belongs to a process by its place in the table, whatever is
-        done.
     """
-    share, missing = _share(folder, table, processes)
+    missing = _missing(folder, table)
     if not missing:
         return
-    label = f"{table.name}, {table.variants[shift]}" if len({cell.variant for cell in share}) == 1 else table.name
+    names = {table.variants[cell.variant] for cell in table.cells}
+    label = f"{table.name}, {names.pop()}" if len(names) == 1 else table.name
     print(f"{label}: compiles the planner", flush=True)
     compiled = engine()
-    bar = ProgressBar(label, len(share), len(share) - len(missing), sweep.settings.mpc.iterations)
+    bar = ProgressBar(label, len(table.cells), len(table.cells) - len(missing), sweep.settings.mpc.iterations)
     # Episode by episode: variants that fail plan longest, so that in their own order the time left would grow on the
     # way, and an interrupted sweep would know the first variants only.
     missing.sort(key=lambda cell: cell.episode)
@@ -128,17 +132,16 @@ def compute_rows(
     for call in run_cells(compiled, local):
         for cell, records in call.finished:
             name = table.variants[cell.variant + shift]
-            folder.append(table.name, make_row(cell, name, records, sweep.evaluation, sweep.problem.config))
+            folder.append(table.name, make_row(cell, name, records, sweep.problem.config))
         folder.time(table=table.name, plans=call.plans, seconds=round(call.seconds, 4), cells=len(call.finished))
         bar.update(len(call.finished), call.iterations)
     bar.close()
 
 
-def _share(folder: ResultsFolder, table: Table, processes: int) -> tuple[Sequence[Cell], list[Cell]]:
-    """The cells of the table that are this process's, and those of them whose rows the folder lacks."""
+def _missing(folder: ResultsFolder, table: Table) -> list[Cell]:
+    """The cells of the table whose rows the folder lacks."""
     done = folder.load(table.name)
-    share = table.cells[folder.process % processes :: processes]
-    return share, [cell for cell in share if table.key(cell) not in done]
+    return [cell for cell in table.cells if table.key(cell) not in done]
 
 
 def finish_table(folder: ResultsFolder, table: Table) -> bool:
@@ -154,7 +157,7 @@ def finish_table(folder: ResultsFolder, table: Table) -> bool:
 def tables(sweep: Sweep) -> list[Table]:
     """What a finished folder holds: the rows first, then what the settings ask for beside them."""
     settings = sweep.settings
-    found = [Table("rows", sweep.names, sweep.cells())]
+    found = [Table(ROWS, sweep.names, sweep.cells())]
     if settings.references:
         names = references.reference_names(settings.mpc.planner)
         cells = all_cells(len(names), settings.seeds, settings.horizons, settings.episodes)
@@ -166,15 +169,21 @@ def tables(sweep: Sweep) -> list[Table]:
 
 def standing(sweep: Sweep, folder: ResultsFolder) -> str:
     """How far the folder is, for a person."""
-    left = {table.name: len(_share(folder, table, 1)[1]) for table in tables(sweep)}
+    left = {table.name: len(_missing(folder, table)) for table in tables(sweep)}
     total = len(sweep.cells())
-    missing = left.pop("rows")
+    missing = left.pop(ROWS)
     if missing == total:
         return f"starting {total} cells in {folder.path}"
     if missing:
         return f"resuming in {folder.path}: {total - missing} of {total} cells are done"
     others = [f"{count} of the {name.replace('_', ' ')}" for name, count in left.items() if count]
     return f"all {total} cells are done in {folder.path}" + (f", but {' and '.join(others)} are not" if others else "")
+
+
+def missing_text(sweep: Sweep, folder: ResultsFolder) -> str:
+    """What the folder still lacks when this process has done its share, for a person."""
+    left = {table.name.replace("_", " "): len(_missing(folder, table)) for table in tables(sweep)}
+    return " and ".join(f"{counted(count, 'cell')} of the {name}" for name, count in left.items() if count)
 
 
 def _references(sweep: Sweep, folder: ResultsFolder, table: Table) -> None:
@@ -194,41 +203,39 @@ def _references(sweep: Sweep, folder: ResultsFolder, table: Table) -> None:
 
         part = dataclasses.replace(table, cells=[cell for cell in table.cells if cell.variant == variant])
         compute_rows(sweep, folder, part, compiled, shift=variant)
-    finish_table(folder, table)
 
 
 def _noise_floor(sweep: Sweep, folder: ResultsFolder, table: Table, engine: Callable[[], Engine]) -> None:
     """All cells again, of the same variants, at another tile size: what numerical noise alone changes."""
     other = lambda: compile_planner(sweep, sweep.problem, engine().table, sweep.settings.noise_floor_tile)
     compute_rows(sweep, folder, table, other)
-    finish_table(folder, table)
 
 
 def run_sweep(sweep: Sweep, folder: ResultsFolder) -> bool:
-    """Computes everything that the folder lacks.
+    """Computes everything that the folder lacks and that is this process's.
 
     Args:
       sweep: from :func:`prepare`.
       folder: the results folder, locked by the caller, holding this sweep's config.
 
     Returns:
-      Whether the rows are complete; other processes may still be at work on theirs.
+      Whether every table is complete; other processes may still be at work on their cells.
     """
-    rows, *others = tables(sweep)
-    beside = {table.name: table for table in others} if folder.process == 0 else {}
+    whole = {table.name: table for table in tables(sweep)}
+    share = {name: table.share(sweep.process, sweep.processes) for name, table in whole.items()}
     engine = functools.cache(lambda: build_engine(sweep, functools.partial(print, flush=True)))
-    missing = [_share(folder, rows, sweep.processes)[1], *(_share(folder, table, 1)[1] for table in beside.values())]
-    if any(missing):
+    if any(_missing(folder, table) for table in share.values()):
         _note_start(sweep, folder)
     if folder.process == 0:
         save_descriptions(sweep, folder)
-    if REFERENCE in beside:
-        _references(sweep, folder, beside[REFERENCE])
-    compute_rows(sweep, folder, rows, engine, processes=sweep.processes)
-    if NOISE_FLOOR in beside:
-        _noise_floor(sweep, folder, beside[NOISE_FLOOR], engine)
-    if not finish_table(folder, rows):
+    if REFERENCE in share:
+        _references(sweep, folder, share[REFERENCE])
+    compute_rows(sweep, folder, share[ROWS], engine)
+    if NOISE_FLOOR in share:
+        _noise_floor(sweep, folder, share[NOISE_FLOOR], engine)
+    if not all([finish_table(folder, table) for table in whole.values()]):
         return False
+    rows = whole[ROWS]
     pictures = min(sweep.settings.pictures, len(sweep.names)) if sweep.checkpoint.config.decoder is not None else 0
     if pictures > len(traced_variants(folder)):
         done = folder.load(rows.name)

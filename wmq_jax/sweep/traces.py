@@ -109,6 +109,7 @@ def save_traces(
         arrays |= {f"{key}/{name}": value for name, value in found.items()}
         entry = {"variant": names[cell.variant], "outcome": outcome, "key": key}
         entry |= {"episode": cell.episode, "seed": cell.seed, "horizon": cell.horizon}
+        entry["goal"] = [float(x) for x in draw.seen(manifest.goal[cell.episode])[1][:2]]
         if problem.env.spec.extent is not None:
             entry["extent"] = list(problem.env.spec.extent)
         index.append(entry)
@@ -124,23 +125,28 @@ class _Tracer:
     def __init__(self, problem: Problem, config: WorldModelConfig, apply: Any):
         self.problem = problem
         self.frames = jax.jit(lambda *args: _iteration_frames(problem, config, apply, *args))
-        self.picture = jax.jit(lambda state: problem.env.observe(problem.env.reset(state)).visual.astype(jnp.uint8))
+        self._observe = jax.jit(lambda state: problem.env.observe(problem.env.reset(state)))
+
+    def seen(self, state: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The picture, uint8, and the proprioception of a start or goal vector."""
+        visual, proprio = jax.device_get(self._observe(state.astype(np.float32)))
+        return visual.astype(np.uint8), proprio
 
     def __call__(self, variables, init, goal, records, horizon: int) -> dict[str, np.ndarray]:
         init, goal = init.astype(np.float32), goal.astype(np.float32)
         executed = int(num_executed(self.problem.config, horizon))
         env_state = self.problem.env.reset(init)
-        real, imagined, path = [], [], [init[:2]]
+        real, imagined, path = [], [], [records[0].path[0]]
         for record in records:
             seen, decoded = self.frames(variables, env_state, record.actions, np.int32(horizon))
             real.append(np.asarray(seen[:executed]))
             imagined.append(np.asarray(decoded[:executed]))
-            path += [place[:2] for place in record.path[:executed]]
+            path += [*record.path[1 : executed + 1]]
             env_state = record.env_state
         return {
             "real": np.concatenate(real),
             "imagined": np.concatenate(imagined),
-            "path": np.stack(path).astype(np.float32),
-            "start": np.asarray(self.picture(init)),
-            "goal": np.asarray(self.picture(goal)),
+            "path": np.stack(path)[:, :2],
+            "start": self.seen(init)[0],
+            "goal": self.seen(goal)[0],
         }

@@ -113,7 +113,7 @@ def _progress_line(stage: Stage, done: int, metrics: Mapping[str, float], rate: 
 
 def _save(folder: Path, state: TrainState, done: int, seconds: float) -> None:
     """Saves a state; the progress file is the moment at which it counts."""
-    name = f"state_{done:06d}"
+    name = _state_name(done)
     shutil.rmtree(folder / name, ignore_errors=True)  # left by a kill between the two writes
     save_tree(folder / name, state._asdict())
     io.write_json(folder / _PROGRESS, {"chunks": done, "seconds": seconds})
@@ -131,7 +131,7 @@ def _load(stage: Stage, folder: Path) -> tuple[TrainState, int, float]:
     done, seconds = stage_progress(folder)
     if not done:
         return stage.init(), 0, 0.0
-    name = f"state_{done:06d}"
+    name = _state_name(done)
     like = jax.eval_shape(stage.init)
     saved = restore_tree(folder / name, like._asdict())
     _drop_other_states(folder, name)  # left by a kill
@@ -142,23 +142,30 @@ def stage_progress(folder: Path) -> tuple[int, float]:
     """How many chunks of the stage in a folder are saved, and the seconds they took; zeros where there are none.
 
     Raises:
-      ValueError: the stage's progress file is damaged; the message names it.
+      ValueError: the stage's progress file is damaged, or the state that it names is gone; the message says which.
     """
     if not (folder / _PROGRESS).exists():
         return 0, 0.0
+    anew = f"delete {folder} to train this stage anew"
     try:
         progress = json.loads((folder / _PROGRESS).read_text("utf-8"))
-        return int(progress["chunks"]), float(progress["seconds"])
+        done, seconds = int(progress["chunks"]), float(progress["seconds"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{folder / _PROGRESS} is damaged ({error}); delete {folder} to train this stage anew"
-        ) from None
+        raise ValueError(f"{folder / _PROGRESS} is damaged ({error}); {anew}") from None
+    if done and not (folder / _state_name(done)).is_dir():
+        raise ValueError(f"{folder} lacks {_state_name(done)}, which its {_PROGRESS} names; {anew}")
+    return done, seconds
+
+
+def _state_name(chunks: int) -> str:
+    return f"state_{chunks:06d}"
 
 
 def _keep_metrics(folder: Path, done: int) -> dict[str, float]:
-    """Drops the lines of chunks that will be computed again; returns the last of the others."""
+    """Drops lines of chunks that will be computed again, and those that a kill tore; returns the last of the rest."""
     path = folder / _METRICS
-    lines = path.read_text("utf-8").splitlines()[:done] if path.exists() else []
+    lines = path.read_text("utf-8", errors="replace").splitlines()[:done] if path.exists() else []
+    lines = [line for line in lines if io.object_of(line) is not None]
     io.write_text(path, "".join(line + "\n" for line in lines))
-    last = json.loads(lines[-1]) if lines else {}
+    last = io.object_of(lines[-1]) if lines else {}
     return {name: value for name, value in last.items() if name != "chunk"}
