@@ -68,7 +68,7 @@ def test_unfinished_sweeps_say_so(tmp_path, synthetic):
     )
     text = format_table(load_results(folder))
     assert "1 episode, horizon 5" in text and text.endswith(
-        "2 finished cells of others are left out, since successes finish first."
+        "2 finished cells of later ones are left out, since successes finish first."
     )
     (folder / "journal" / "rows-0.jsonl").write_text("")
     assert format_table(load_results(folder)) == "No episode is finished yet."

@@ -35,6 +35,13 @@ def test_bits_that_are_no_integers_are_refused(bits):
         quant.canonical_bits(bits)
 
 
+@pytest.mark.parametrize("bits", [-3, 0, 1])
+def test_traced_bits_below_the_fewest_count_as_the_fewest(bits):
+    params = {"kernel": jnp.eye(2)}
+    rounded = jax.jit(lambda bits: quant.quantize(quant.rtn(bits), params)["params"]["kernel"])
+    np.testing.assert_array_equal(rounded(bits), rounded(quant.MIN_BITS))
+
+
 def test_an_array_of_bits_keeps_its_shape():
     np.testing.assert_array_equal(quant.canonical_bits(np.array([3, 16, 32])), [3, 16, 16])
 

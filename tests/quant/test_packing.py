@@ -82,6 +82,15 @@ def test_grids_of_no_bits_are_refused():
         quant.pack_kernel(quantized)
 
 
+def test_a_stack_of_kernels_is_packed_one_by_one():
+    stack = {"kernel": np.random.default_rng(0).normal(size=(3, 8, 4)).astype(np.float32)}
+    state = jax.vmap(lambda params: quant.quantize_state(quant.rtn(4), params))(stack)
+    with pytest.raises(ValueError, match=r"weight 'kernel': its codes are a stack of 3 kernels; pack them one by one"):
+        quant.pack(state.params, state.codes)
+    one = jax.tree.map(lambda leaf: leaf[1], state)
+    np.testing.assert_array_equal(quant.expand(quant.pack(one.params, one.codes))["kernel"], state.params["kernel"][1])
+
+
 def test_the_ratio_of_signal_to_noise_is_that_of_the_floats():
     kernel = jnp.asarray(np.random.default_rng(0).normal(size=(40, 7)), jnp.float32)
     for bits in (2, 5, 8):

@@ -212,12 +212,13 @@ def test_a_token_stays_a_token_under_vmap(x):
 
 def test_arguments_that_are_no_arrays_are_left_alone(x):
     def function(params, x, mode, *, flag):
-        assert mode == "plain" and flag is False
+        assert mode == "plain" and not flag
         return {"out": tap(x, "site"), "nothing": None}
 
-    out = quant.quantized_apply(function)({"params": None}, x, "plain", flag=False)
-    np.testing.assert_array_equal(out["out"], x)
-    assert out["nothing"] is None
+    for flag in (False, np.bool_(False)):
+        out = quant.quantized_apply(function)({"params": None}, x, "plain", flag=flag)
+        np.testing.assert_array_equal(out["out"], x)
+        assert out["nothing"] is None
 
 
 def test_what_is_wrong_is_named(params, x):

@@ -253,6 +253,14 @@ def test_a_block_that_is_not_called_is_named():
         quant.calibrate(linen.observe(Model(), blocks=["block_0"]), {"params": params}, [(x,)])
 
 
+def test_a_module_that_is_not_hashable_is_named():
+    class Wide(nn.Module):
+        widths: list[int]
+
+    with pytest.raises(ValueError, match="^Wide cannot be a block: its field widths is not hashable; write a list as"):
+        linen.ModuleApply(Wide([16]))
+
+
 def test_arguments_that_are_no_methods_settings_are_refused():
     with pytest.raises(ValueError, match="awq: scaled='\\*fc' is no regular expression: nothing to repeat"):
         quant.awq(4, scaled="*fc")

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from wmq_jax.analysis.unfinished import complete_episodes
+from wmq_jax.analysis.unfinished import first_episodes
 
 FULL_PRECISION = "fp"  # the spec of the unquantized variant
 TRUE_SIMULATOR = "true simulator"
@@ -135,12 +135,12 @@ class Results:
       folder: where it was read.
       protocol: `config.json` as saved.
       variants: in the sweep's order, full precision first when it was computed.
-      rows: the finished cells, in canonical order; of an unfinished sweep, those of episodes that are finished.
+      rows: the finished cells, in canonical order; of an unfinished sweep, those of `unfinished.first_episodes`.
       references: rows of the true simulator and of random actions.
       noise_floor: rows of the same cells at another tile size.
       traces: pictures of chosen cells.
       finished: whether the sweep wrote its final rows.
-      left_out: finished cells of episodes that are not.
+      left_out: finished cells of an unfinished sweep that are not among the rows.
       torn_lines: journal lines left out because a kill tore them.
       starts: what each start of the sweep computed with: time, git_revision, versions, device; empty for old folders.
     """
@@ -196,7 +196,7 @@ def load_results(folder: str | Path) -> Results:
     if not finished and not (folder / "journal").is_dir():
         raise FileNotFoundError(f"{folder} has neither rows.jsonl nor a journal, so nothing was computed in it yet")
     found, torn = _read_table(folder, "rows", names)
-    rows = found if finished else complete_episodes(found, names, protocol)
+    rows = found if finished else first_episodes(found, names, protocol)
     return Results(
         folder=folder,
         protocol=protocol,
@@ -256,7 +256,7 @@ def _read_references(folder: Path, protocol: Mapping[str, Any]) -> tuple[Row, ..
     rows, _ = _read_table(folder, "reference", names)
     if (folder / "reference.jsonl").is_file():
         return rows
-    parts = [complete_episodes([row for row in rows if row.variant == name], [name], protocol) for name in names]
+    parts = [first_episodes([row for row in rows if row.variant == name], [name], protocol) for name in names]
     return sum(parts, ())
 
 

@@ -50,7 +50,9 @@ from wmq_jax.quant.quantizer import (
     fake_quant,
     no_quantizer,
     per_token_quantizer,
+    scales_of,
     static_quantizer,
+    with_scales,
 )
 from wmq_jax.quant.round_to_nearest import rtn
 from wmq_jax.quant.rules import Rule, match_rules
@@ -163,6 +165,7 @@ __all__ = [
     "rescale_statistics",
     "round_to_grids",
     "rtn",
+    "scales_of",
     "sequences",
     "signed_limits",
     "site_statistics",
@@ -179,4 +182,5 @@ __all__ = [
     "thread",
     "to_groups",
     "unsigned_limits",
+    "with_scales",
 ]

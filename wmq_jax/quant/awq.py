@@ -19,7 +19,14 @@ import numpy as np
 
 from wmq_jax.quant import grid, paths, weights
 from wmq_jax.quant.block_inputs import capture, check_block_inputs, check_outputs, mean_over, sampled_inputs
-from wmq_jax.quant.equalization import check_following, check_order, check_topology, rescale, rescale_statistics
+from wmq_jax.quant.equalization import (
+    bounded,
+    check_following,
+    check_order,
+    check_topology,
+    rescale,
+    rescale_statistics,
+)
 from wmq_jax.quant.float_function import check_float_function
 from wmq_jax.quant.matrices import as_matrices, reshape_like
 from wmq_jax.quant.topology import Block, Pair, Topology
@@ -208,7 +215,8 @@ def awq_block(params: PyTree, x: jax.Array, mask: jax.Array, bits, block: Block,
     scales, losses, beside, limits, codes = {}, {}, {}, {}, {}
     for pair in spec.pairs(block):
         name = pair.consumers[0]
-        scales[name], losses[name] = _search_scale(params, as_run, x, output, inputs, mask, bits, block, pair, spec)
+        found, losses[name] = _search_scale(params, as_run, x, output, inputs, mask, bits, block, pair, spec)
+        scales[name] = bounded(params, pair, found)
         if pair.producer is None:
             beside |= dict.fromkeys(pair.consumers, scales[name])
         else:

@@ -82,8 +82,11 @@ def updated(observer: Observer, statistic: Any, x: jax.Array, site: str) -> Any:
     """The statistic of a site (None: nothing seen yet) after one more input.
 
     Raises:
-      ValueError: the site saw another number of channels before.
+      ValueError: the site has a single number as its input, or saw another number of channels before.
     """
+    if not jnp.ndim(x):
+        raise ValueError(f"site '{site}' has a single number as its input; observers take arrays with channels last")
+    x = _whole(x)
     empty = observer.empty(x)
     if statistic is None:
         statistic = empty
@@ -91,6 +94,14 @@ def updated(observer: Observer, statistic: Any, x: jax.Array, site: str) -> Any:
         widths = [seen.minimum.shape[-1] for seen in (statistic, empty)]
         raise ValueError(f"site '{site}' has inputs of {widths[0]} and of {widths[1]} channels; give each its own name")
     return observer.update(statistic, x)
+
+
+def _whole(x: jax.Array) -> jax.Array:
+    """An input on every device of an explicit mesh: samples and quantiles are taken across what its axes divide."""
+    sharding = jax.typeof(x).sharding
+    if all(axis is None for axis in sharding.spec):
+        return x
+    return jax.sharding.reshard(x, sharding.update(spec=jax.sharding.PartitionSpec()))
 
 
 def params_of(variables: PyTree) -> PyTree:
@@ -170,16 +181,24 @@ def _check_batch(batch: Any) -> None:
 
 
 def _check_alike(one: PyTree, other: PyTree, everywhere: bool = True) -> None:
-    """Checks that statistics are of the same kinds at the same names, or (not ``everywhere``) at those of both."""
-    kinds = [
-        {name: type(leaf).__name__ for name, leaf in paths.named_leaves(part, is_leaf=is_statistic).items()}
-        for part in (one, other)
-    ]
-    names = kinds[0].keys() | kinds[1].keys() if everywhere else kinds[0].keys() & kinds[1].keys()
+    """Checks that statistics are of the same kinds and sizes at the same names, or (not ``everywhere``) at those of
+    both. Samples of unequal room are not alike: of what the smaller one dropped, no merged sample can be uniform."""
+    named = [paths.named_leaves(part, is_leaf=is_statistic) for part in (one, other)]
+    names = named[0].keys() | named[1].keys() if everywhere else named[0].keys() & named[1].keys()
     for name in sorted(names):
-        ours, theirs = (kind.get(name, "nothing") for kind in kinds)
+        kinds = [type(leaves[name]).__name__ if name in leaves else "nothing" for leaves in named]
+        ours, theirs = kinds if kinds[0] != kinds[1] else (_described(leaves[name]) for leaves in named)
         if ours != theirs:
             raise ValueError(f"statistics do not fit each other: of '{name}' one has {ours}, the other {theirs}")
+
+
+def _described(statistic: Any) -> str:
+    """A statistic's kind and sizes; of sequences not the length, which may differ from stream to stream."""
+    sizes = {field: list(np.shape(value)) for field, value in statistic._asdict().items() if np.ndim(value)}
+    if isinstance(statistic, Sequences):
+        del sizes["inputs"][np.ndim(statistic.priority)]
+    text = ", ".join(f"{field} {tuple(size)}" for field, size in sizes.items())
+    return type(statistic).__name__ + (f" with {text}" if text else "")
 
 
 def _check_draws(parts: tuple[PyTree, ...]) -> None:

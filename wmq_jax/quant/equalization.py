@@ -44,7 +44,22 @@ def smoothing_scale(params: PyTree, pair: Pair, absmax: jax.Array, alpha: float)
     magnitudes = [_magnitude(paths.subtree(params, consumer)["kernel"]) for consumer in pair.consumers]
     weight = jnp.maximum(jnp.stack(magnitudes).max(0), SMALLEST_SCALE)
     scale = jnp.maximum(absmax, SMALLEST_SCALE) ** alpha / weight ** (1 - alpha)
-    return jnp.maximum(scale, SMALLEST_SCALE)
+    return bounded(params, pair, jnp.maximum(scale, SMALLEST_SCALE))
+
+
+def bounded(params: PyTree, pair: Pair, scale: jax.Array) -> jax.Array:
+    """The scale of a pair, larger where its producer's dtype could not hold what is divided by it (float16 ends at
+    65504)."""
+    if pair.producer is None:
+        return scale
+    producer = paths.subtree(params, pair.producer)
+    gain = producer[_gain(pair)]
+    largest = jnp.abs(gain[..., pair.first : pair.first + scale.shape[0]].astype(jnp.float32))
+    largest = largest.reshape(-1, scale.shape[0]).max(0)
+    if producer.get("bias") is not None:
+        bias = producer["bias"][pair.first : pair.first + scale.shape[0]]
+        largest = jnp.maximum(largest, jnp.abs(bias.astype(jnp.float32)))
+    return jnp.maximum(scale, largest / (0.5 * float(jnp.finfo(gain.dtype).max)))
 
 
 def rescale(params: PyTree, pair: Pair, scale: jax.Array, shift: jax.Array | None = None) -> PyTree:
@@ -99,7 +114,10 @@ def check_topology(state: State, topology: Topology | None, method: str) -> None
         wanted += [paths.join(path, pair.producer, _gain(pair)) for pair in block.pairs if pair.producer is not None]
         missing = [name for name in wanted if name not in names]
         if missing:
-            raise ValueError(f"the topology names '{missing[0]}', which the parameters lack")
+            raise ValueError(
+                f"the topology names '{missing[0]}', which the parameters lack; kernels, biases and gains have the "
+                "names that Flax gives them"
+            )
         for site in block.sites:
             name = paths.join(path, site, "kernel")
             shape = tuple(names[name].shape)

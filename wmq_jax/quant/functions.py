@@ -18,7 +18,7 @@ from wmq_jax.quant import calibration, paths
 from wmq_jax.quant.activations import kernel_sites
 from wmq_jax.quant.grid import Rounding
 from wmq_jax.quant.observers import Observer, default_observers
-from wmq_jax.quant.quantizer import Quantizer, fake_quant_at
+from wmq_jax.quant.quantizer import Quantizer, fake_quant_at, is_quantizer
 from wmq_jax.quant.taps import thread
 
 PyTree = Any
@@ -46,7 +46,7 @@ def quantized_apply(function: Callable[..., PyTree], rounding: Rounding = jnp.ro
     run = thread(function, quantize, waits=lambda name, params, *_: name in kernel_sites(params))
 
     def apply(variables, *args, **kwargs):
-        named = paths.named_leaves(variables.get("quant", {}), is_leaf=lambda node: isinstance(node, Quantizer))
+        named = paths.named_leaves(variables.get("quant", {}), is_leaf=is_quantizer)
         quantizers = {name.rpartition("/")[0]: quantizer for name, quantizer in named.items()}
         return run(quantizers, calibration.params_of(variables), *args, **kwargs)[0]
 

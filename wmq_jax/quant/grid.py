@@ -44,7 +44,7 @@ class Grid(NamedTuple):
 def canonical_bits(bits) -> int | jax.Array:
     """``bits`` as the core uses it: 2..15, or ``NO_BITS`` for None, 16 and 32.
 
-    A tracer passes unchecked (its value is unknown); in it, 16 and above mean none.
+    A tracer's value is unknown: below 2 it counts as 2, and 16 and above mean none.
 
     Raises:
       TypeError: ``bits`` is neither None nor an integer or an integer array.
@@ -56,7 +56,7 @@ def canonical_bits(bits) -> int | jax.Array:
     if not known or not jnp.issubdtype(jnp.result_type(bits), jnp.integer):
         raise TypeError(f"bits must be an integer or None, not {bits!r}")
     if isinstance(bits, jax.core.Tracer):
-        return bits
+        return jnp.maximum(bits, MIN_BITS)
     values = np.asarray(bits)
     wrong = (values != 32) & ((values < MIN_BITS) | (values > NO_BITS))
     if wrong.any():

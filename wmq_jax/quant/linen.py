@@ -33,7 +33,7 @@ from wmq_jax.quant.activations import kernel_sites
 from wmq_jax.quant.calibration import BLOCK, INPUT
 from wmq_jax.quant.grid import Rounding
 from wmq_jax.quant.observers import Observer, default_observers
-from wmq_jax.quant.quantizer import Quantizer, fake_quant_at
+from wmq_jax.quant.quantizer import Quantizer, fake_quant_at, is_quantizer
 from wmq_jax.quant.statistics import is_statistic
 from wmq_jax.quant.taps import tap, thread, with_channels
 
@@ -254,16 +254,37 @@ class ModuleApply:
     Attributes:
       module: the block, unbound. Equal modules are equal functions.
       output: which element of a tuple it returns is the block's output; None if it returns an array.
+
+    Raises:
+      ValueError: the module is not hashable, as a static argument must be; the field is named.
     """
 
     module: nn.Module
     output: int | None = None
+
+    def __post_init__(self):
+        try:
+            hash(self.module)
+        except TypeError:
+            fields = [f.name for f in dataclasses.fields(self.module) if not _is_hashable(getattr(self.module, f.name))]
+            raise ValueError(
+                f"{type(self.module).__name__} cannot be a block: its field {', '.join(fields)} is not hashable; write "
+                "a list as a tuple, since searches are compiled once for equal modules"
+            ) from None
 
     def __call__(self, params: Any, x: Any) -> Any:
         """The module's output; every intercepted module's input is a tap of its path."""
         with nn.intercept_methods(_on_input(lambda module, x: tap(x, _name(module)))):
             out = self.module.apply({"params": params}, x)
         return out if self.output is None else out[self.output]
+
+
+def _is_hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
 
 
 def _name(module: nn.Module) -> str:
@@ -286,7 +307,7 @@ def _is_reached(module: nn.Module) -> bool:
 
 def _quantizers(variables: Any) -> dict[str, Quantizer]:
     """Site -> its quantizer."""
-    named = paths.named_leaves(variables.get(QUANT, {}), is_leaf=lambda node: isinstance(node, Quantizer))
+    named = paths.named_leaves(variables.get(QUANT, {}), is_leaf=is_quantizer)
     return {name.rpartition("/")[0]: quantizer for name, quantizer in named.items()}
 
 

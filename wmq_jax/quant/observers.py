@@ -143,4 +143,4 @@ def _nothing(kind: type) -> Statistic:
 
 def _draws(seed: int, call: jax.Array, number: int) -> jax.Array:
     """Priorities in (0, 1] of the items of a call."""
-    return 1 - jax.random.uniform(jax.random.fold_in(jax.random.key(seed), call), (number,))
+    return 1 - jax.random.uniform(jax.random.fold_in(jax.random.key(seed), call), (number,), jnp.float32)

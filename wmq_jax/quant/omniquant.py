@@ -118,6 +118,8 @@ def omniquant(
       optimizer: for ``epochs`` above 0: an optax transformation over ``{'transform': ..., 'clipping': ...}``, such as
         ``optax.multi_transform({'transform': optax.adamw(5e-3, weight_decay=0), 'clipping': optax.adamw(1e-2,
         weight_decay=0)}, {'transform': 'transform', 'clipping': 'clipping'})``. Pass one object to compile once.
+        One program trains the same every time; in another (``shard_map`` beside ``jit``) last bits differ, and with
+        them what training ends with.
       released: weights' scales kept in 1e-5..1e4 (without training, at 2^-23 or above) and tokens' ranges not extended
         to 0, as in the released quantizers, and what training ended with kept even if it raised the block's error or
         is no number.

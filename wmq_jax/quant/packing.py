@@ -89,7 +89,8 @@ def pack_kernel(quantized: weights.QuantizedKernel) -> PackedKernel:
     """The packed form of a quantized kernel, on the host.
 
     Raises:
-      ValueError: its grids do not have ``2**bits`` codes for one number of bits, 2..15.
+      ValueError: it is a stack of kernels, as of ``vmap``, or its grids do not have ``2**bits`` codes for one number of
+        bits, 2..15.
     """
     packed = _without_codes(quantized)
     codes = np.asarray(quantized.codes, np.float32) - np.asarray(quantized.grid.qmin)
@@ -104,6 +105,12 @@ def packed_nbytes(quantized: weights.QuantizedKernel) -> int:
 
 def _without_codes(quantized: weights.QuantizedKernel) -> PackedKernel:
     """The packed form with an empty stream of the right size."""
+    *stacked, _, _, _ = np.shape(quantized.codes)
+    if stacked:
+        raise ValueError(
+            f"its codes are a stack of {math.prod(stacked)} kernels; pack them one by one, of jax.tree.map(lambda x: "
+            "x[i], state)"
+        )
     grid = jax.tree.map(np.asarray, quantized.grid)
     steps = np.unique(grid.qmax - grid.qmin)
     bits = int(steps[0] + 1).bit_length() - 1

@@ -90,7 +90,7 @@ def check_finite(kind: str, named: dict[str, Any]) -> None:
         if not is_known(array):
             continue
         given = np.asarray(array)
-        values = given.astype(np.float32)
+        values = given if given.dtype == np.float64 else given.astype(np.float32)
         finite = np.isfinite(values)
         if not finite.all():
             raise ValueError(f"{kind} '{name}' has {(~finite).sum()} NaN or infinite values of {finite.size}")

@@ -7,7 +7,7 @@ tensor, per token or not at all stack into one table and run in one compiled pro
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +15,8 @@ import numpy as np
 
 from wmq_jax.quant import grid as grids
 from wmq_jax.quant.division import exact_divide, stable_divide
+
+PyTree = Any
 
 OFF = 0
 STATIC = 1
@@ -46,6 +48,26 @@ class Quantizer(NamedTuple):
     qmax: jax.Array
     zero_point_first: jax.Array
     include_zero: jax.Array
+
+
+def scales_of(quantizers: PyTree) -> PyTree:
+    """The scale of every quantizer in a tree, float32: what an optimizer can learn of static ones."""
+    return jax.tree.map(lambda leaf: leaf.scale, quantizers, is_leaf=is_quantizer)
+
+
+def with_scales(quantizers: PyTree, scales: PyTree) -> PyTree:
+    """Quantizers with other scales, as of ``scales_of``; everything else of them is whole numbers, which have no
+    gradient:
+
+        loss = lambda scales: measure(apply({"params": params, "quant": with_scales(quantizers, scales)}, x))
+        jax.grad(loss)(scales_of(quantizers))
+    """
+    return jax.tree.map(lambda leaf, scale: leaf._replace(scale=scale), quantizers, scales, is_leaf=is_quantizer)
+
+
+def is_quantizer(node: Any) -> bool:
+    """Whether ``node`` is a quantizer (rather than a container of quantizers)."""
+    return isinstance(node, Quantizer)
 
 
 def static_quantizer(minimum, maximum, bits, *, include_zero: bool = True, zero_point_first: bool = True) -> Quantizer:
@@ -82,7 +104,7 @@ def per_token_quantizer(bits, *, include_zero: bool = True, zero_point_first: bo
     Args:
       bits: 2..15 or none; an integer, or an int32 array for a stack of quantizers.
       include_zero: extend each token's range to contain 0; a constant token then comes back
-        as itself. False is the released behaviour: the range as observed, the scale clipped to
+        as itself to an ulp. False is the released behaviour: the range as observed, the scale clipped to
         [1e-5, 1e4] and the zero point to +-1e4 (not to the codes), by which a constant beyond
         +-0.1 comes back as about +-0.1.
       zero_point_first: round after adding the zero point; the released code rounds before.

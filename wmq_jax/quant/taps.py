@@ -105,7 +105,7 @@ def thread(
 
     def run(states: Mapping[str, PyTree], *args, **kwargs):
         leaves, tree = jax.tree.flatten((args, kwargs))
-        traced = [isinstance(leaf, (jax.Array, np.ndarray, np.generic)) for leaf in leaves]
+        traced = [isinstance(leaf, (jax.Array, np.ndarray)) for leaf in leaves]
 
         def of_arrays(*arrays):
             remaining = iter(arrays)

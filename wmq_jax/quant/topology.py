@@ -3,6 +3,10 @@
 A user states it in a few lines; ``wmq_jax.quantized.topology`` is that of DINO-WM, and ``linen.ModuleApply`` makes a
 block's function of a Flax module. Names inside a block are relative to it, so that blocks of one shape have equal
 descriptions and share what is compiled for them.
+
+Parameters have the names and the layout of Flax: kernels (inputs, outputs) are called 'kernel', what is added to their
+products 'bias', and the gain and the offset of a LayerNorm 'scale' and 'bias'. Trees of other libraries (Haiku's 'w',
+Equinox's transposed 'weight') are renamed first, which a block's function can undo.
 """
 
 from __future__ import annotations

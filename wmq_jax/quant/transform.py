@@ -158,6 +158,8 @@ def quantize(
     The result has the structure of Linen variables: quantized parameters as ordinary floats, and
     the activation quantizers that ``linen.quantized_apply`` and ``quantized_apply`` honour. Under ``jit`` and ``grad``
     values are unknown: what ``check`` would say of them (NaN, infinity, a site that was never called) is not said.
+    What is rounded is not marked so: a second call on its parameters rounds again, onto other grids. Put everything in
+    one ``chain``, or keep the ``State`` of ``quantize_state`` and go on with ``transform.apply``.
 
     Raises:
       ValueError: as ``Transform.check``.

@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import functools
 import math
+import numbers
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -58,8 +59,9 @@ class WeightSpec:
         if jnp.ndim(grids.canonical_bits(self.bits)):
             raise ValueError(f"bits of weights must be one number, not {self.bits}; vmap over several")
         size = self.group_size
-        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
+        if size is not None and (isinstance(size, bool) or not isinstance(size, numbers.Integral) or size < 1):
             raise ValueError(f"group_size must be a positive integer or None, not {size!r}")
+        object.__setattr__(self, "group_size", None if size is None else int(size))
         if self.layout not in LAYOUTS:
             raise ValueError(f"layout must be one of {', '.join(LAYOUTS)}, not {self.layout!r}")
         axes = self.output_axes
@@ -229,7 +231,7 @@ def fake_quant_weight(
 
 
 def quantize_kernel(kernel: jax.Array, spec: WeightSpec, grid_fn: GridFn = absmax_grid) -> QuantizedKernel:
-    """The integers behind ``fake_quant_weight``.
+    """The integers behind ``fake_quant_weight``, whose zeros may have a sign that integers have not.
 
     Args:
       kernel: floating point.
