@@ -93,7 +93,7 @@ def test_mistakes_are_one_sentence(tmp_path, arguments, sentence):
     assert not (tmp_path / "w").exists()
 
 
-FAST = ["--config.episodes.count=64", "--config.references=False", "--config.pictures=0"]
+FAST = ["--config.episodes.count=256", "--config.references=False", "--config.pictures=0"]
 
 
 def test_ctrl_c_ends_in_a_sentence_and_the_same_command_goes_on(checkpoint, tmp_path):
@@ -107,10 +107,10 @@ def test_ctrl_c_ends_in_a_sentence_and_the_same_command_goes_on(checkpoint, tmp_
     assert process.returncode == 128 + signal.SIGINT
     assert errors.endswith("stopped; the same command goes on from what is saved\n") and "Traceback" not in errors
     done = len(journal.read_text().splitlines())
-    assert 0 < done < 192
+    assert 0 < done < 768
     run = sweep(*arguments)
-    assert run.returncode == 0 and f"{done} of 192 cells are done" in run.stdout
-    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 192
+    assert run.returncode == 0 and f"{done} of 768 cells are done" in run.stdout
+    assert len((tmp_path / "rows.jsonl").read_text().splitlines()) == 768
 
 
 def test_results_of_another_config_are_kept(finished, checkpoint):

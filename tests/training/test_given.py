@@ -151,7 +151,7 @@ def test_killed_and_resumed_is_uninterrupted(converted, tmp_path, monkeypatch):
     assert not same(whole.params["predictor"], params["predictor"])
 
     def killer(line):
-        if line.startswith("predictor 1/2"):
+        if line.startswith("predictor: 1/2 chunks"):
             raise Killed
 
     with pytest.raises(Killed):
