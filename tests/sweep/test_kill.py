@@ -133,7 +133,7 @@ def test_killed_at_twenty_moments(base_config, start, tmp_path):
             wait_for_another_row(process, torn)
             time.sleep(moments.uniform(0.0, 0.05))
         else:
-                # While it loads, compiles or plans.
+            # While it loads, compiles or plans.
             process = start(config, torn, cache)
             time.sleep(moments.uniform(0.05, 3.0))
         process.kill()

@@ -195,14 +195,14 @@ def _sample_notes(comparison: Comparison) -> tuple[str, ...]:
     one_seed = comparison.seeds == 1
     test = "exact McNemar test" if one_seed else "exact sign-flip test over episodes"
     episodes = counted(comparison.episodes, "episode")
-    success = "Success in % of cells with its 95% Wilson interval"
-    compared = (
-        f"; vs FP: paired difference in points after {comparison.length} with its 95% Newcombe interval; p: {test}, "
-        "Holm-adjusted over the variants"
-    )
+    said = ["Success in % of cells with its 95% Wilson interval"]
+    if any(line.difference is not None for line in comparison.lines + comparison.references):
+        said.append(f"vs FP: paired difference in points after {comparison.length} with its 95% Newcombe interval")
+    if any(line.difference is not None for line in comparison.lines):
+        said.append(f"p: {test}, Holm-adjusted over the variants")
     notes = [
         f"{episodes}, horizon {comparison.horizon}, one checkpoint, {comparison.seeds_text}.",
-        success + compared * any(line.difference is not None for line in comparison.lines) + ".",
+        f"{'; '.join(said)}.",
     ]
     if comparison.reference_note:
         notes.append(f"{comparison.reference_note[0].upper()}{comparison.reference_note[1:]}.")
