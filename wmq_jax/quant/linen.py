@@ -263,14 +263,12 @@ class ModuleApply:
     output: int | None = None
 
     def __post_init__(self):
-        try:
-            hash(self.module)
-        except TypeError:
+        if not _is_hashable(self.module):
             fields = [f.name for f in dataclasses.fields(self.module) if not _is_hashable(getattr(self.module, f.name))]
             raise ValueError(
                 f"{type(self.module).__name__} cannot be a block: its field {', '.join(fields)} is not hashable; write "
                 "a list as a tuple, since searches are compiled once for equal modules"
-            ) from None
+            )
 
     def __call__(self, params: Any, x: Any) -> Any:
         """The module's output; every intercepted module's input is a tap of its path."""

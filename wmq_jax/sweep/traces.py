@@ -106,13 +106,13 @@ def save_traces(
         variables["params"]["decoder"] = checkpoint.params["decoder"]
         ends = (manifest.init[cell.episode], manifest.goal[cell.episode])
         found = draw(variables, *ends, finished[cell], cell.horizon)
-        arrays |= {f"{key}/{name}": value for name, value in found.items()}
         entry = {"variant": names[cell.variant], "outcome": outcome, "key": key}
         entry |= {"episode": cell.episode, "seed": cell.seed, "horizon": cell.horizon}
-        entry["goal"] = [float(x) for x in draw.seen(manifest.goal[cell.episode])[1][:2]]
+        entry["goal"] = found.pop("goal_position").tolist()
         if problem.env.spec.extent is not None:
             entry["extent"] = list(problem.env.spec.extent)
         index.append(entry)
+        arrays |= {f"{key}/{name}": value for name, value in found.items()}
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
     write_bytes(folder.path / "traces.npz", buffer.getvalue())
@@ -143,10 +143,12 @@ class _Tracer:
             imagined.append(np.asarray(decoded[:executed]))
             path += [*record.path[1 : executed + 1]]
             env_state = record.env_state
+        goal_picture, goal_position = self.seen(goal)
         return {
             "real": np.concatenate(real),
             "imagined": np.concatenate(imagined),
             "path": np.stack(path)[:, :2],
             "start": self.seen(init)[0],
-            "goal": self.seen(goal)[0],
+            "goal": goal_picture,
+            "goal_position": goal_position[:2],
         }
