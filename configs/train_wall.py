@@ -110,6 +110,6 @@ def _small(name: str) -> ml_collections.ConfigDict:
         base_seed=99,
         horizon=5,
         iterations=5,
-        planner=dict(samples=64, elites=4, steps=8),  # of configs/wall.py:small
+        planner=dict(samples=40, elites=3, steps=7),  # of configs/wall.py:small
     )
     return config
