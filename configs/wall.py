@@ -3,8 +3,8 @@
     python -m experiments.sweep --config=configs/wall.py:small
 
 plans with 11 variants of the bundled model on 48 episodes. On two cores of a 2026 server CPU, without a GPU, it takes
-TIME minutes; expect full precision near 99 % after 5 MPC iterations, 4-bit weights near 80 % and 3-bit weights
-near 5 %.
+three to five minutes; expect full precision near 98 % after 5 MPC iterations, 4-bit weights near 80 % and 3-bit weights
+near 10 %.
 
     python -m experiments.sweep --config=configs/wall.py
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import wall
-from tests.quick_jit import compilation
+from tests.quick_jit import compilation, quick_jit
 from wmq_jax import sweep as sweeps
 from wmq_jax.checkpoints.native import save_model
 from wmq_jax.data import Normalizer
@@ -39,7 +39,7 @@ def checkpoint(tmp_path_factory):
     """The folder of a tiny checkpoint."""
     model = WorldModel(TINY)
     frame = (jnp.zeros((1, 1, 65, 65, 3)), jnp.zeros((1, 1, 2)), jnp.zeros((1, 1, 10)))
-    params = jax.jit(model.init)(jax.random.key(0), *frame)["params"]
+    params = quick_jit(model.init)(jax.random.key(0), *frame)["params"]
     ones = np.ones(2, np.float32)
     folder = tmp_path_factory.mktemp("model") / "tiny"
     save_model(folder, TINY, params, Normalizer(0 * ones, 0.6 * ones, 32 * ones, 15 * ones), {})
