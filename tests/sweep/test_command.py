@@ -96,6 +96,15 @@ def test_mistakes_are_one_sentence(tmp_path, arguments, sentence):
 FAST = ["--config.episodes.count=256", "--config.references=False", "--config.pictures=0"]
 
 
+@pytest.fixture
+def interruptible():
+    """Processes that start here can be interrupted: background jobs of a shell ignore SIGINT, and so would theirs."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_ends_in_a_sentence_and_the_same_command_goes_on(checkpoint, tmp_path):
     journal = tmp_path / "journal" / "rows-0.jsonl"
     arguments = [*SMALL, f"--config.checkpoint={checkpoint}", f"--workdir={tmp_path}", *FAST]

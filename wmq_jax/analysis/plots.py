@@ -417,7 +417,7 @@ def log_ticks(low: float, high: float) -> list[float]:
     fine = [factor * 10.0**power for power in powers for factor in (1, 2, 5) if low <= factor * 10.0**power <= high]
     if len(fine) > 6:
         decades = [10.0**power for power in powers if low <= 10.0**power <= high]
-        return decades[:: math.ceil(len(decades) / 6)]
+        return decades[:: math.ceil(len(decades) / 5)]  # small panels have no room for more
     if len(fine) > 1:
         return fine
     step = 10.0 ** math.floor(math.log10((high - low) / 2))
