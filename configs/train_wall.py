@@ -13,6 +13,7 @@ trajectories. Without the two flags it goes on with the bundled model, on genera
 
 import ml_collections
 
+from configs import wall
 from wmq_jax.models import bundled_config
 
 MODES = ("small", "official", "finetune")
@@ -110,6 +111,6 @@ def _small(name: str) -> ml_collections.ConfigDict:
         base_seed=99,
         horizon=5,
         iterations=5,
-        planner=dict(samples=40, elites=3, steps=7),  # of configs/wall.py:small
+        planner=dict(wall.PLANNERS["small"]),
     )
     return config

@@ -10,8 +10,6 @@ from wmq_jax.sweep import memory, references
 from wmq_jax.sweep.preparation import planning_params
 from wmq_jax.sweep.run import build_engine, compile_planner
 
-pytestmark = pytest.mark.quick
-
 NONE = memory.Weights(0, 0)
 
 

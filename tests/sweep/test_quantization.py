@@ -177,7 +177,6 @@ def test_searches_lower_the_error_of_every_block_of_the_bundled_model(tmp_path):
     for method in ("awq", "omniquant"):
         config = quantize.get_config("small").to_dict() | {"variant": f"{method}:w4", "held_out": 8}
         config["calibration"] |= dict(episodes=2, iterations=2)
-        config["planner"]["horizons"] = "2"
         job = sweeps.prepare_quantization(config, statistics)
         folder = sweeps.open_workdir(job, tmp_path / method)
         summary = sweeps.run_quantization(job, folder, log=lambda line: None)
